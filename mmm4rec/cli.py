@@ -1,0 +1,294 @@
+"""The command ``mmm4rec``: one sub-command a step, each of them one call of one function.
+
+A sub-command imports its module when it runs, so that none waits for what another needs. Options that change no output
+can also be given as environment variables, which is how the workflow sets them.
+"""
+
+import json
+import logging
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from mmm4rec import __version__
+from mmm4rec.config import json_schema, read_system, read_yaml, system_keys
+from mmm4rec.data.registry import Edition, Kind
+from mmm4rec.errors import UserError
+from mmm4rec.io import write_text
+
+log = logging.getLogger("mmm4rec")
+
+
+class OneLineErrors(TyperGroup):
+    """Users' mistakes end in one line and exit code 2; any other exception keeps its traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the sub-command."""
+        try:
+            return super().invoke(ctx)
+        except UserError as error:
+            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+            raise typer.Exit(2) from None
+
+
+app = typer.Typer(
+    cls=OneLineErrors, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None
+)
+
+Settings = Annotated[str, typer.Option(help="all that changes the output: JSON, or the path of a JSON or YAML file")]
+Device = Annotated[str, typer.Option(envvar="MMM4REC_DEVICE", help="auto, cpu or cuda")]
+Offline = Annotated[bool, typer.Option("--offline", envvar="MMM4REC_OFFLINE", help="no network at all")]
+State = Annotated[Path | None, typer.Option(help="folder for unfinished work; a killed job goes on from it")]
+TensorBoard = Annotated[Path | None, typer.Option(help="folder for TensorBoard events")]
+Out = Annotated[Path, typer.Option(help="what is written")]
+DomainFolder = Annotated[Path, typer.Option(help="folder of a prepared domain")]
+
+
+def read_settings(value: str) -> dict[str, Any]:
+    """A step's settings from JSON text, or from a JSON or YAML file.
+
+    Raises:
+        UserError: the text is not a JSON object, or the file is missing or no mapping.
+    """
+    if not value.lstrip().startswith("{"):
+        return read_yaml(Path(value))
+    try:
+        settings: dict[str, Any] = json.loads(value)
+    except json.JSONDecodeError as error:
+        raise UserError(f"--settings: not valid JSON: {error}") from None
+    return settings
+
+
+def _print_version(value: bool) -> None:
+    if value:
+        print(f"mmm4rec {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[bool, typer.Option("--version", is_eager=True, callback=_print_version)] = False,
+) -> None:
+    """Transferable multi-modal sequential recommendation, from raw reviews to the paper's tables."""
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S", level=logging.INFO)
+    if not sys.stderr.isatty():  # a log begins with the command that wrote it
+        log.info("mmm4rec %s", shlex.join(sys.argv[1:]))
+
+
+# ------------------------------------------------------------------------------------------------ data
+
+
+@app.command()
+def demo(out: Out, seed: Annotated[int, typer.Option(help="another seed, other domains")] = 0) -> None:
+    """Write the raw files of small invented domains."""
+    from mmm4rec.data.demo import write_demo
+
+    write_demo(out, seed=seed)
+
+
+@app.command()
+def download(
+    category: Annotated[str, typer.Option(help="category of Amazon Reviews, e.g. Industrial_and_Scientific")],
+    raw: Annotated[Path, typer.Option(help="folder of raw files")],
+    edition: Annotated[Edition, typer.Option(help="of Amazon Reviews")] = 2018,
+    kind: Annotated[Kind, typer.Option(help="of the two files of a category")] = "ratings",
+    offline: Offline = False,
+) -> None:
+    """Download one raw file, from the first mirror that has it."""
+    from mmm4rec.data.download import download as run
+
+    run(category, edition, kind, raw, offline=offline)
+
+
+@app.command()
+def prepare(
+    settings: Settings,
+    out: Out,
+    ratings: Annotated[Path | None, typer.Option(help="ratings of an Amazon category")] = None,
+    metadata: Annotated[Path | None, typer.Option(help="its metadata")] = None,
+    interactions: Annotated[Path | None, typer.Option(help="own events: .parquet, .csv or .tsv")] = None,
+    items: Annotated[Path | None, typer.Option(help="own items, optional")] = None,
+    with_image_from: Annotated[Path | None, typer.Option(help="features: items without an image go")] = None,
+) -> None:
+    """Turn raw files into a domain: events, items and users, after the k-core."""
+    from mmm4rec.data.prepare import prepare as run
+
+    run(
+        read_settings(settings),
+        out,
+        ratings=ratings,
+        metadata=metadata,
+        interactions=interactions,
+        items=items,
+        with_image_from=with_image_from,
+    )
+
+
+@app.command()
+def images(
+    items: Annotated[Path, typer.Option(help="items.parquet of a prepared domain")],
+    out: Out,
+    max_side: Annotated[int, typer.Option(help="pixels; larger pictures are scaled down")] = 512,
+    concurrency: Annotated[int, typer.Option(envvar="MMM4REC_CONCURRENCY", help="requests under way at once")] = 16,
+    timeout: Annotated[float, typer.Option(envvar="MMM4REC_TIMEOUT", help="seconds to wait for a picture")] = 20.0,
+    tries: Annotated[int, typer.Option(envvar="MMM4REC_TRIES", help="tries for one picture")] = 3,
+    offline: Offline = False,
+) -> None:
+    """Fetch the pictures of a domain; those that are there already are kept."""
+    from mmm4rec.data.images import fetch_images
+
+    fetch_images(items, out, concurrency=concurrency, timeout=timeout, tries=tries, max_side=max_side, offline=offline)
+
+
+# ------------------------------------------------------------------------------------------------ features
+
+
+@app.command()
+def encoder(
+    source: Annotated[str, typer.Option(help="hf-hub:ORG/REPO, local-dir:PATH, or tiny")],
+    out: Out,
+    offline: Offline = False,
+) -> None:
+    """Fetch the encoder of text and images once: weights, tokenizer and preprocessing."""
+    from mmm4rec.features.encoder import fetch_encoder
+
+    fetch_encoder(source, out, offline=offline)
+
+
+@app.command()
+def embed(
+    settings: Settings,
+    domain: DomainFolder,
+    images: Annotated[Path, typer.Option(help="folder of the domain's pictures")],
+    encoder: Annotated[Path, typer.Option(help="folder of the encoder")],
+    out: Out,
+    state: State = None,
+    device: Device = "auto",
+    batch_size: Annotated[int, typer.Option(envvar="MMM4REC_BATCH_SIZE", help="items encoded at once")] = 256,
+) -> None:
+    """Encode text and pictures of a domain."""
+    from mmm4rec.features.embed import embed as run
+
+    run(read_settings(settings), domain, images, encoder, out, state=state, device=device, batch_size=batch_size)
+
+
+@app.command()
+def import_features(
+    settings: Settings,
+    domain: DomainFolder,
+    out: Out,
+    features: Annotated[Path | None, typer.Option(help="Parquet: item_id, text, image")] = None,
+    text: Annotated[Path | None, typer.Option(help="Parquet: item_id, text; instead of --features")] = None,
+    image: Annotated[Path | None, typer.Option(help="Parquet: item_id, image; instead of --features")] = None,
+) -> None:
+    """Bring a domain's own features into the order of its items."""
+    from mmm4rec.features.precomputed import import_features as run
+
+    apart = {name: path for name, path in (("text", text), ("image", image)) if path}
+    if (features is None) == (not apart):
+        raise UserError("give either --features, or --text and --image or one of them")
+    run(read_settings(settings), domain, features or apart, out)
+
+
+# ------------------------------------------------------------------------------------------------ training
+
+
+@app.command()
+def pretrain(
+    settings: Settings,
+    domain: Annotated[list[Path], typer.Option(help="folder of a prepared source; repeat")],
+    out: Out,
+    features: Annotated[list[Path], typer.Option(help="its features, in the same order; repeat")] = [],  # noqa: B006
+    state: State = None,
+    device: Device = "auto",
+    tensorboard: TensorBoard = None,
+) -> None:
+    """Pre-train a system on the merged sources."""
+    from mmm4rec.training.pretrain import pretrain as run
+
+    run(read_settings(settings), domain, features, out, state=state, device=device, tensorboard=tensorboard)
+
+
+@app.command()
+def finetune(
+    settings: Settings,
+    domain: DomainFolder,
+    out: Out,
+    features: Annotated[Path | None, typer.Option(help="features of the domain")] = None,
+    pretrained: Annotated[Path | None, typer.Option(help="run folder of the pre-training; none: from scratch")] = None,
+    state: State = None,
+    device: Device = "auto",
+    tensorboard: TensorBoard = None,
+) -> None:
+    """Train a system on a target with one seed, and rank every user's test item with it."""
+    from mmm4rec.training.finetune import finetune as run
+
+    run(read_settings(settings), domain, features, pretrained, out, state=state, device=device, tensorboard=tensorboard)
+
+
+# ------------------------------------------------------------------------------------------------ results
+
+
+@app.command()
+def table(
+    number: Annotated[int, typer.Option(help="1: statistics; 2, 3: accuracy")],
+    settings: Settings,
+    out: Out,
+    domain: Annotated[list[Path], typer.Option(help="table 1: folder of a prepared domain; repeat")] = [],  # noqa: B006
+    features: Annotated[list[Path], typer.Option(help="table 1: features of a domain; repeat")] = [],  # noqa: B006
+    run: Annotated[list[Path], typer.Option(help="tables 2, 3: run folder; repeat")] = [],  # noqa: B006
+) -> None:
+    """Write a table of the paper."""
+    values = read_settings(settings)
+    if number == 1:
+        from mmm4rec.reporting.table1 import write_table1
+
+        write_table1(
+            {path.name: path for path in domain},
+            {path.stem: path for path in features},
+            values["published"],
+            values["gate"],
+            out,
+            sources=values["sources"],
+        )
+        return
+    from mmm4rec.reporting.accuracy import write_accuracy_table
+
+    if not run:
+        raise UserError(f"none of the configured systems stands in table {number}; `mmm4rec systems` lists them")
+    write_accuracy_table(number, run, out, systems=values["systems"])
+
+
+@app.command()
+def recommend(
+    run: Annotated[Path, typer.Argument(help="a run folder, results/runs/<domain>/<system>/seed_<seed>")],
+    history: Annotated[str, typer.Option(help="the user's items, oldest first, separated by commas")],
+    k: Annotated[int, typer.Option("-k", min=1, help="how many items")] = 10,
+) -> None:
+    """Print the k best next items after a history, best first, with their scores."""
+    from mmm4rec.recommend import recommend as best
+
+    for item, score in best(run, [part.strip() for part in history.split(",") if part.strip()], k):
+        print(f"{item}\t{score:.4f}")
+
+
+@app.command()
+def systems() -> None:
+    """List the systems: key, name in the paper, what each reads."""
+    for key in system_keys():
+        system = read_system(key)
+        print(f"{key:<20} {system.name:<24} {', '.join(system.reads)}")
+
+
+@app.command()
+def schema(write: Annotated[Path | None, typer.Option(help="write it to this file instead")] = None) -> None:
+    """Print the JSON schema of config.yaml."""
+    text = json.dumps(json_schema(), indent=2, ensure_ascii=False) + "\n"
+    if write:
+        write_text(write, text)
+    else:
+        print(text, end="")

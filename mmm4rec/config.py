@@ -1,0 +1,446 @@
+"""Typed configuration: what a user may write in ``config.yaml``, and what each step of the pipeline gets from it.
+
+A step never reads the configuration file. The functions at the end of this module resolve, for one step, the plain
+values that change its output; the workflow hands them over as rule parameters, so a changed value reruns that step.
+This module imports neither torch nor polars: the workflow reads it at every call.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+
+from mmm4rec.errors import UserError
+from mmm4rec.versions import VERSIONS
+
+SYSTEMS_DIR = Path(__file__).resolve().parent.parent / "config" / "systems"
+METRICS = ("recall@10", "recall@50", "ndcg@10", "ndcg@50")
+Preset = Literal["paper", "released"]
+TextFields = Literal["title_category_brand", "title_brand_description"]
+MissingImage = Literal["zero", "white", "mask"]
+
+#: part of a path, and of a wildcard
+FileName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+
+# Switches of the two presets (docs/method.md). Those of the model stand in its own settings file.
+PRESET_DATA: dict[str, dict[str, Any]] = {
+    "paper": {"text_fields": "title_category_brand", "missing_image": "zero"},
+    "released": {"text_fields": "title_brand_description", "missing_image": "white"},
+}
+# The released runs stopped on recall@10 for these two, on ndcg@10 elsewhere.
+RELEASED_STOP_ON_RECALL = {"Industrial_and_Scientific", "Prime_Pantry"}
+
+
+class Strict(BaseModel):
+    """A model that rejects unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class FeatureFiles(Strict):
+    """Precomputed features, one file a modality; widths may differ."""
+
+    text: Path | None = Field(None, description="Parquet with item_id and text")
+    image: Path | None = Field(None, description="Parquet with item_id and image")
+
+    @model_validator(mode="after")
+    def _not_empty(self) -> "FeatureFiles":
+        if self.text is None and self.image is None:
+            raise ValueError("name a file for `text`, for `image` or for both")
+        return self
+
+
+class Domain(Strict):
+    """One catalogue with its users: a category of Amazon Reviews, or the user's own files."""
+
+    amazon: str | None = Field(None, description="category name of Amazon Reviews, e.g. Industrial_and_Scientific")
+    edition: Literal[2018, 2023] = Field(2018, description="edition of Amazon Reviews")
+    interactions: Path | None = Field(
+        None, description=".parquet, .csv or .tsv: user_id, item_id, timestamp or position, rating optional"
+    )
+    items: Path | None = Field(
+        None, description="item_id and any of title, brand, categories, description, text, image"
+    )
+    features: Path | FeatureFiles | None = Field(None, description="precomputed: item_id, text, image; null is missing")
+    k_core: int = Field(5, ge=0, description="every user and item keeps at least this many events; 0 takes all events")
+    with_image: bool = Field(
+        False, description="keep only items with an image (in `features`, or named in the items), then the k-core again"
+    )
+    missing_features: Literal["zero", "error"] = Field("zero", description="what to do about items without features")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "Domain":
+        if (self.amazon is None) == (self.interactions is None):
+            raise ValueError("name either `amazon` or `interactions`, not both and not neither")
+        if self.amazon is not None and self.items is not None:
+            raise ValueError("`items` belongs to own `interactions`; an Amazon category brings its own metadata")
+        if self.with_image and self.features is not None and self.image_features is None:
+            raise ValueError("`with_image` would leave nothing: the `features` hold no images")
+        return self
+
+    @property
+    def image_features(self) -> Path | None:
+        """The precomputed features that images are in, if any."""
+        return self.features.image if isinstance(self.features, FeatureFiles) else self.features
+
+
+class EncoderConfig(Strict):
+    """The frozen encoder of text and images."""
+
+    name: FileName = Field("siglip", description="name of its folder below `folder`, and of its features'")
+    source: str = Field(
+        "hf-hub:timm/ViT-B-16-SigLIP",
+        description="hf-hub:ORG/REPO, local-dir:PATH, or tiny (a small fixed random SigLIP, for the demo and tests)",
+    )
+    folder: Path = Field(Path("data/encoders"), description="where the encoder is kept after it was fetched once")
+    batch_size: int = Field(256, ge=1)
+    precision: Literal["bf16", "fp32"] = Field("bf16", description="of the encoder's forward pass")
+
+    @model_validator(mode="after")
+    def _name_is_free(self) -> "EncoderConfig":
+        if self.name == "precomputed":
+            raise ValueError("`name: precomputed` is taken by features brought along; choose another")
+        return self
+
+
+class ImagesConfig(Strict):
+    """How pictures are fetched."""
+
+    concurrency: int = Field(16, ge=1, le=64, description="requests under way at once")
+    timeout: float = Field(20.0, gt=0, description="seconds to wait for a picture")
+    tries: int = Field(3, ge=1, description="tries for one picture before it counts as unreachable")
+    max_side: int = Field(512, ge=224, description="pictures are stored scaled down to at most this many pixels a side")
+
+
+class StageOverrides(Strict):
+    """Overrides of every system's training settings; a key left out keeps the system's own value."""
+
+    epochs: int | None = Field(None, ge=1)
+    patience: int | None = Field(None, ge=1)
+    batch_size: int | None = Field(None, ge=1)
+    accumulate: int | None = Field(None, ge=1)
+    learning_rate: float | None = Field(None, gt=0)
+
+
+class Fig2(Strict):
+    """The truncation study of figure 2."""
+
+    domain: str = "kindle"
+
+
+def _no_duplicates(values: Any) -> Any:
+    if isinstance(values, list) and len(set(map(str, values))) != len(values):
+        raise ValueError("an entry stands twice")
+    return values
+
+
+Names = Annotated[list[str], BeforeValidator(_no_duplicates)]
+
+
+class Config(Strict):
+    """The whole of ``config.yaml``."""
+
+    results: Path = Field(Path("results"), description="root of everything a run writes")
+    raw: Path = Field(Path("data/raw"), description="raw files: downloaded here, or brought by hand")
+    seeds: Annotated[list[int], BeforeValidator(_no_duplicates)] = Field([2020, 2021, 2022], min_length=1)
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["32-true", "bf16-mixed"] = Field("32-true", description="of training; 32-true uses TF32 on GPUs")
+    offline: bool = Field(False, description="true: no network at all; images not yet there count as unreachable")
+    preset: Preset = "paper"
+    text_fields: TextFields | None = Field(None, description="text of an item; default: the preset's")
+    missing_image: MissingImage | None = Field(
+        None, description="what stands for a missing image; default: the preset's"
+    )
+    sources: Names = Field([], description="pre-training domains; none: every system is trained from scratch")
+    targets: Names = Field(min_length=1, description="domains the systems are fine-tuned and compared on")
+    systems: Names = Field(min_length=1, description="what the tables compare; `mmm4rec systems` lists the keys")
+    fig2: Fig2 = Fig2()
+    gate: Literal["error", "warn"] = Field("error", description="Table I against print, for the 2018 edition")
+    mask_seen: bool = Field(False, description="true: items of the history are no candidates at ranking")
+    domains: dict[FileName, Domain]
+    encoder: EncoderConfig = EncoderConfig()
+    images: ImagesConfig = ImagesConfig()
+    pretrain: StageOverrides = StageOverrides()
+    finetune: StageOverrides = StageOverrides()
+    settings: dict[str, dict[str, Any]] = Field({}, description="overrides of single systems' settings, by system key")
+
+    @model_validator(mode="after")
+    def _names_exist(self) -> "Config":
+        for key in ("sources", "targets"):
+            for name in getattr(self, key):
+                if name not in self.domains:
+                    known = ", ".join(self.domains)
+                    raise ValueError(f"`{key}` names the domain {name!r}, which `domains` does not define ({known})")
+        both = sorted(set(self.sources) & set(self.targets))
+        if both:
+            raise ValueError(f"{', '.join(both)} cannot be in `sources` and in `targets`: the test items would leak")
+        for name in [*self.systems, *self.settings]:
+            if name not in system_keys():
+                raise ValueError(f"unknown system {name!r}; known: {', '.join(system_keys())}")
+        own = [name for name in [*self.sources, *self.targets] if self.domains[name].features is not None]
+        if own and self.data_switches["missing_image"] == "white":
+            raise ValueError(
+                "`missing_image: white` (so in `preset: released`) is an image to be encoded, which precomputed "
+                f"`features` leave no room for ({', '.join(own)}): set `missing_image: zero` or `mask`"
+            )
+        return self
+
+    @property
+    def data_switches(self) -> dict[str, Any]:
+        """The preset's switches on data, with the user's own choices on top."""
+        own = {"text_fields": self.text_fields, "missing_image": self.missing_image}
+        return PRESET_DATA[self.preset] | {k: v for k, v in own.items() if v is not None}
+
+
+# ------------------------------------------------------------------------------------------------ systems
+
+
+class StageSettings(Strict):
+    """How one training stage runs. Gradients of ``accumulate`` batches are summed, not averaged, before a step."""
+
+    optimizer: Literal["adam", "adamw", "nadam"] = "adam"
+    learning_rate: float = Field(gt=0)
+    weight_decay: float = Field(0.0, ge=0)
+    batch_size: int = Field(ge=1)
+    accumulate: int = Field(1, ge=1)
+    epochs: int = Field(ge=1)
+    patience: int | None = Field(None, ge=1, description="epochs strictly below the best before training stops")
+    stop_metric: Literal["recall@10", "recall@50", "ndcg@10", "ndcg@50"] = "ndcg@10"
+    max_grad_norm: float | None = Field(None, gt=0)
+
+
+class SystemFile(Strict):
+    """One ``config/systems/<system>.yaml``: a column of the tables."""
+
+    base: str | None = Field(None, description="system whose settings these ones change")
+    name: str = Field(description="as the paper prints it")
+    version: int = Field(1, description="raised by hand when the system's results change")
+    reads: list[Literal["ids", "text", "image", "time"]]
+    tables: list[int] = Field(description="the paper's tables this system stands in")
+    model: str = Field(description="key of the class in mmm4rec.models")
+    settings: dict[str, Any] = Field({}, description="hyper-parameters, checked by the model's own Settings")
+    released: dict[str, Any] = Field({}, description="what `preset: released` changes in `settings`")
+    pretrain: StageSettings | None = Field(None, description="none: the system does not transfer")
+    released_pretrain: dict[str, Any] = Field({}, description="what `preset: released` changes in `pretrain`")
+    pretrained_as: str | None = Field(None, description="system whose pre-trained weights this one starts from")
+    finetune: StageSettings | None = Field(None, description="none: nothing to train")
+
+
+def system_keys() -> list[str]:
+    """Keys of all systems, in the tables' order."""
+    order = ["pop", "sasrec", "mamba4rec", "tim4rec", "bsarec", "fdsa", "s3rec", "unisrec", "zesrec", "vqrec", "mmsrec"]
+    order += ["missrec", "m3rec", "mmm4rec"]
+    keys = sorted(path.stem for path in SYSTEMS_DIR.glob("*.yaml"))
+
+    def rank(key: str) -> tuple[int, str]:
+        family = key.split("_")[0]
+        return (order.index(family) if family in order else len(order), key)
+
+    return sorted(keys, key=rank)
+
+
+def _merge(base: Any, over: Any) -> Any:
+    """Merge dictionaries, key by key; anything else is replaced."""
+    if isinstance(base, Mapping) and isinstance(over, Mapping):
+        return {k: _merge(base[k], v) if k in base and k in over else v for k, v in {**base, **over}.items()}
+    return over
+
+
+def read_system(key: str) -> SystemFile:
+    """Read one system's settings file, with those it is based on.
+
+    Raises:
+        UserError: there is no such system, or its file is not valid.
+    """
+    path = SYSTEMS_DIR / f"{key}.yaml"
+    if not path.exists():
+        raise UserError(f"unknown system {key!r}; known: {', '.join(system_keys())}")
+    own = read_yaml(path)
+    seen = [key]
+    while (base := own.pop("base", None)) is not None:
+        if base in seen:
+            raise UserError(f"{path}: `base` goes round in a circle: {' -> '.join([*seen, base])}")
+        seen.append(base)
+        own = _merge(read_yaml(SYSTEMS_DIR / f"{base}.yaml"), own)
+    return validated(SystemFile, own, path)
+
+
+# ------------------------------------------------------------------------------------------------ reading
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML mapping.
+
+    Raises:
+        UserError: the file is missing, is not YAML or is not a mapping.
+    """
+    try:
+        value = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: expected keys and values, found {type(value).__name__}")
+    return value
+
+
+def validated(model: type[Any], value: Any, origin: object) -> Any:
+    """Validate ``value`` and turn pydantic's report into one sentence a key."""
+    try:
+        return model.model_validate(value)
+    except ValidationError as error:
+        lines = []
+        for item in error.errors():
+            key = ".".join(str(part) for part in item["loc"])
+            text = item["msg"].removeprefix("Value error, ")
+            if item["type"] == "extra_forbidden":
+                text = "unknown key; check its spelling"
+            lines.append(f"{key}: {text}" if key else text)
+        raise UserError(f"{origin}: " + "; ".join(lines)) from None
+
+
+def load_config(path: Path | str = "config.yaml", *more: Path | str) -> Config:
+    """Read ``config.yaml`` and merge further files over it, as Snakemake's ``--configfile`` does.
+
+    Raises:
+        UserError: a file is missing, or a key or value in it is wrong.
+    """
+    merged: dict[str, Any] = {}
+    for one in (path, *more):
+        merged = _merge(merged, read_yaml(Path(one)))
+    return parse_config(merged, ", ".join(map(str, (path, *more))))
+
+
+def parse_config(values: Mapping[str, Any], origin: object = "configuration") -> Config:
+    """Validate a configuration that was read already (by Snakemake, say).
+
+    Raises:
+        UserError: a key is unknown or a value is wrong; the message names the key.
+    """
+    config: Config = validated(Config, dict(values), origin)
+    for key in config.systems:
+        resolve_system(config, key)
+    return config
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON schema of ``config.yaml`` (``workflow/schemas/config.schema.json`` is generated from it)."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Config.model_json_schema()}
+
+
+# ------------------------------------------------------------------------------------------------ what each step gets
+
+
+def resolve_system(config: Config, key: str) -> SystemFile:
+    """A system's settings with the preset, the global overrides and the user's own on top."""
+    system = read_system(key)
+    values = system.model_dump()
+    own = config.settings.get(key, {})
+    unknown = sorted(set(own) - {"settings", "pretrain", "finetune"} - set(values["settings"]))
+    if unknown:
+        known = ", ".join([*values["settings"], "pretrain", "finetune"])
+        raise UserError(f"settings.{key}.{unknown[0]}: unknown key; known: {known}")
+    if config.preset == "released":
+        values["settings"] |= values["released"]
+        if values["pretrain"]:
+            values["pretrain"] |= values["released_pretrain"]
+    for stage in ("pretrain", "finetune"):
+        over = own.get(stage, {})
+        if not isinstance(over, dict):
+            raise UserError(f"settings.{key}.{stage}: expected keys and values, found {over!r}")
+        if values[stage]:
+            values[stage] |= getattr(config, stage).model_dump(exclude_none=True) | over
+        elif over:
+            raise UserError(f"settings.{key}.{stage}: {key} has no such stage")
+    values["settings"] |= {k: v for k, v in own.items() if k not in ("pretrain", "finetune")}
+    return validated(SystemFile, values, f"settings.{key}")
+
+
+def prepare_settings(config: Config, domain: str) -> dict[str, Any]:
+    """What changes a prepared domain."""
+    spec = config.domains[domain]
+    keep = {"amazon", "edition", "k_core", "with_image"}
+    return {
+        "version": VERSIONS["prepare"],
+        "domain": domain,
+        **spec.model_dump(mode="json", include=keep),
+        "text_fields": config.data_switches["text_fields"],
+    }
+
+
+def embed_settings(config: Config, domain: str) -> dict[str, Any]:
+    """What changes a domain's feature file."""
+    spec = config.domains[domain]
+    if spec.features is not None:
+        return {"version": VERSIONS["import_features"], "missing_features": spec.missing_features}
+    return {
+        "version": VERSIONS["embed"],
+        "encoder": config.encoder.source,
+        "precision": config.encoder.precision,
+        "text_fields": config.data_switches["text_fields"],
+        "missing_image": config.data_switches["missing_image"],
+        "missing_features": spec.missing_features,
+    }
+
+
+def features_path(config: Config, domain: str) -> Path:
+    """Where a domain's features are kept: one file a domain and encoder."""
+    encoder = "precomputed" if config.domains[domain].features is not None else config.encoder.name
+    return config.results / "features" / encoder / f"{domain}.parquet"
+
+
+def pretrain_key(config: Config, system: str) -> str | None:
+    """The system whose pre-trained weights ``system`` starts from, or None if it is trained from scratch."""
+    resolved = resolve_system(config, system)
+    if resolved.pretrain is None or not config.sources:
+        return None
+    return resolved.pretrained_as or system
+
+
+def pretrain_settings(config: Config, system: str) -> dict[str, Any]:
+    """What changes pre-trained weights."""
+    resolved = resolve_system(config, system)
+    assert resolved.pretrain is not None, system
+    return {
+        "version": [VERSIONS["pretrain"], resolved.version],
+        "system": system,
+        "model": resolved.model,
+        "reads": resolved.reads,
+        "sources": config.sources,
+        "seed": config.seeds[0],
+        "precision": config.precision,
+        "missing_image": config.data_switches["missing_image"],
+        "settings": resolved.settings,
+        "stage": resolved.pretrain.model_dump(),
+    }
+
+
+def finetune_settings(config: Config, system: str, domain: str, seed: int) -> dict[str, Any]:
+    """What changes one run: a system fine-tuned and ranked on a target with a seed."""
+    resolved = resolve_system(config, system)
+    stage = resolved.finetune.model_dump() if resolved.finetune else None
+    if stage and config.preset == "released" and config.domains[domain].amazon in RELEASED_STOP_ON_RECALL:
+        stage["stop_metric"] = "recall@10"
+    return {
+        "version": [VERSIONS["finetune"], resolved.version],
+        "system": system,
+        "model": resolved.model,
+        "reads": resolved.reads,
+        "domain": domain,
+        "seed": seed,
+        "precision": config.precision,
+        "missing_image": config.data_switches["missing_image"],
+        "mask_seen": config.mask_seen,
+        "pretrained": pretrain_key(config, system) is not None,
+        "settings": resolved.settings,
+        "stage": stage,
+    }
+
+
+def table_systems(config: Config, table: int) -> list[str]:
+    """The configured systems that stand in a table of the paper, in the tables' order."""
+    keys = [key for key in system_keys() if key in config.systems]
+    return [key for key in keys if table in read_system(key).tables]

@@ -1,0 +1,262 @@
+"""Readers of raw files: ratings and metadata of Amazon Reviews, and a user's own interactions and items.
+
+All give polars frames with the same columns. Events: ``user``, ``item``, and of ``rating``, ``timestamp`` (unix
+seconds) and ``position`` those that exist, in the order of the file. Items: ``item`` (string) and the cleaned fields
+of ``mmm4rec.data.text.Fields``.
+"""
+
+import gzip
+import json
+import zlib
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+import polars as pl
+
+from mmm4rec.data import text
+from mmm4rec.data.registry import Edition
+from mmm4rec.errors import UserError
+
+ITEM_SCHEMA: dict[str, pl.DataType] = {
+    "item": pl.String(),
+    "title": pl.String(),
+    "brand": pl.String(),
+    "categories": pl.List(pl.String),
+    "description": pl.String(),
+    "image": pl.String(),
+}
+OWN_ITEM_COLUMNS = ("title", "brand", "categories", "description", "text", "image")
+HEADER_2023 = b"user_id,parent_asin,rating,timestamp"
+LATEST = 10**11  # seconds: the year 5138; a larger timestamp is in milliseconds
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[None]:
+    """Turn the errors of a missing, truncated or damaged file into one sentence."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except (EOFError, zlib.error, OSError) as error:
+        raise UserError(f"{path}: truncated or damaged ({error}); remove it and fetch it again") from None
+
+
+def _open(path: Path) -> BinaryIO:
+    """Open a file for reading, decompressed if its content (not its name) is gzip."""
+    with path.open("rb") as file:
+        packed = file.read(2) == b"\x1f\x8b"
+    return cast(BinaryIO, gzip.open(path, "rb") if packed else path.open("rb"))
+
+
+# ------------------------------------------------------------------------------------------------ Amazon Reviews
+
+
+def read_ratings(path: Path, edition: Edition) -> pl.DataFrame:
+    """Read a ratings file: ``user``, ``item``, ``rating``, ``timestamp`` (unix seconds), in the file's order.
+
+    2018 has no header and the columns item, user, rating, seconds; 2023 has a header and the columns user_id,
+    parent_asin, rating, milliseconds.
+
+    Raises:
+        UserError: the file is missing or truncated, or a line (named) is not as stated.
+    """
+    header = int(edition == 2023)  # lines
+    columns = ("user", "item") if header else ("item", "user")
+    schema = {**dict.fromkeys(columns, pl.String), "rating": pl.Float32, "timestamp": pl.Int64}
+    with _whole(path):
+        if header:
+            with _open(path) as lines:
+                first = lines.readline().strip()
+            if first != HEADER_2023:
+                raise UserError(f"{path}, line 1: expected {HEADER_2023.decode()}, found {first[:80]!r}")
+        try:
+            frame = pl.read_csv(path, has_header=False, skip_rows=header, schema=schema, quote_char=None)
+            problem = frame.null_count().sum_horizontal().item() > 0
+        except pl.exceptions.PolarsError:
+            problem = True
+        if problem:
+            raise UserError(_broken_rating(path, list(schema), header))
+    if edition == 2023:
+        frame = frame.with_columns(pl.col("timestamp") // 1000)
+    _check_seconds(frame, path)
+    return frame.select("user", "item", "rating", "timestamp")
+
+
+def _broken_rating(path: Path, columns: list[str], header: int) -> str:
+    """Say which line of a ratings file is broken, and how; read again line by line, as polars does not tell."""
+    with _open(path) as lines:
+        for number, line in enumerate(lines, start=1):
+            if number <= header:
+                continue
+            try:
+                cells = line.decode("utf-8").rstrip("\r\n").split(",")
+                if len(cells) != len(columns) or not all(cells):
+                    raise ValueError
+                float(cells[2]), int(cells[3])
+            except ValueError:
+                expected = f"expected {','.join(columns)} with a number as rating and a whole number as timestamp"
+                return (
+                    f"{path}, line {number}: {expected}, found {line[:200]!r}; correct the line or fetch the file again"
+                )
+    return f"{path}: not a ratings file of Amazon Reviews; fetch it again"
+
+
+def read_metadata(path: Path, edition: Edition, wanted: Collection[str]) -> tuple[set[str], pl.DataFrame]:
+    """Read a metadata file: the ids of all its items, and the cleaned fields of the wanted ones.
+
+    An item on several lines is the first of them that has a usable title, else the first. Only what is wanted is kept
+    in memory.
+
+    Raises:
+        UserError: the file is missing or truncated, or a line (named) is not JSON or has no item id.
+    """
+    key, fields_of = ("asin", text.fields_2018) if edition == 2018 else ("parent_asin", text.fields_2023)
+    present: set[str] = set()
+    found: dict[str, text.Fields] = {}
+    with _whole(path), _open(path) as lines:
+        for number, line in enumerate(lines, start=1):
+            if line.isspace():
+                continue
+            try:
+                record = json.loads(line)
+                item = str(record[key])
+            except (ValueError, KeyError, TypeError):
+                raise UserError(
+                    f"{path}, line {number}: expected a JSON object with {key!r}, found {line[:80]!r}; "
+                    "remove the line or fetch the file again"
+                ) from None
+            present.add(item)
+            if item in wanted and (item not in found or found[item]["title"] is None):
+                fields = fields_of(record)
+                if item not in found or fields["title"] is not None:
+                    found[item] = fields
+    return present, _items_frame(found, found.values())
+
+
+def _items_frame(items: Iterable[str], fields: Iterable[text.Fields]) -> pl.DataFrame:
+    return pl.DataFrame([{"item": item, **row} for item, row in zip(items, fields, strict=True)], schema=ITEM_SCHEMA)
+
+
+# ------------------------------------------------------------------------------------------------ own files
+
+
+def read_interactions(path: Path) -> pl.DataFrame:
+    """Read a user's own events: ``user_id``, ``item_id``, ``timestamp`` or ``position`` or both, ``rating`` optional.
+
+    The file is .parquet, .csv or .tsv. Ids are integers or strings; ids of a text file are integers if all of them are
+    written as integers. Timestamps are unix seconds, or dates and times of a Parquet file. They may be missing in
+    places if there is a position.
+
+    Returns:
+        ``user`` and ``item`` (Int64 or String), and those of ``rating`` (Float32), ``timestamp`` (Int64) and
+        ``position`` (Int64) that the file has, in the file's order.
+
+    Raises:
+        UserError: a column is missing, or a row of it (named) is empty or not a number.
+    """
+    frame = _read_table(path, ("user_id", "item_id"), ("rating", "timestamp", "position"))
+    if not {"timestamp", "position"} & set(frame.columns):
+        raise UserError(f"{path}: there is neither a column `timestamp` nor a column `position`; add one of them")
+    for column in ("user_id", "item_id", "position" if "position" in frame.columns else "timestamp"):
+        _check_row(frame[column].is_null(), path, column, "empty")
+    frame = frame.with_columns(
+        _ids(frame["user_id"], path).alias("user"),
+        _ids(frame["item_id"], path).alias("item"),
+        *(_integers(frame[column], path) for column in ("timestamp", "position") if column in frame.columns),
+        *(_numbers(frame["rating"], path).cast(pl.Float32) for _ in range("rating" in frame.columns)),
+    ).drop("user_id", "item_id")
+    _check_seconds(frame, path)
+    return frame
+
+
+def read_items(path: Path) -> pl.DataFrame:
+    """Read a user's own items: ``item_id`` and any of title, brand, categories, description, text, image.
+
+    The file is .parquet, .csv or .tsv. Categories may be a list or a string.
+
+    Returns:
+        ``item`` (string), the cleaned fields, and ``text`` as given (null where there is none).
+
+    Raises:
+        UserError: the column ``item_id`` is missing or empty in a row, or an item stands twice.
+    """
+    frame = _read_table(path, ("item_id",), OWN_ITEM_COLUMNS)
+    _check_row(frame["item_id"].is_null(), path, "item_id", "empty")
+    items = _ids(frame["item_id"], path).cast(pl.String)
+    _check_row(~items.is_first_distinct(), path, "item_id", "an item that stands above already")
+    cleaned = _items_frame(items, map(text.fields_own, frame.iter_rows(named=True)))
+    own = frame["text"].cast(pl.String).str.strip_chars() if "text" in frame.columns else pl.lit(None, pl.String)
+    return cleaned.with_columns(pl.when(own != "").then(own).alias("text"))
+
+
+def read_item_flags(path: Path, column: str) -> set[str]:
+    """Items of a Parquet file with ``item_id`` and ``column`` where the column is not null, as strings.
+
+    Raises:
+        UserError: a column is missing.
+    """
+    frame = _read_table(path, ("item_id", column), ())
+    return set(_ids(frame.filter(pl.col(column).is_not_null())["item_id"], path).cast(pl.String))
+
+
+def _read_table(path: Path, required: Sequence[str], optional: Sequence[str]) -> pl.DataFrame:
+    """Read some columns of a table; cells of text files stay strings, so that no id loses its leading zeros."""
+    readers = {".parquet": pl.scan_parquet, ".csv": _scan_text(","), ".tsv": _scan_text("\t")}
+    if path.suffix not in readers:
+        raise UserError(f"{path}: expected a file that ends in .parquet, .csv or .tsv")
+    with _whole(path):
+        try:
+            lazy = readers[path.suffix](path)
+            columns = lazy.collect_schema().names()
+            for name in required:
+                if name not in columns:
+                    raise UserError(f"{path}: there is no column `{name}`; found {', '.join(columns)}")
+            return lazy.select(name for name in columns if name in (*required, *optional)).collect()
+        except pl.exceptions.PolarsError as error:
+            raise UserError(f"{path}: cannot be read as {path.suffix[1:]}: {str(error).splitlines()[0]}") from None
+
+
+def _scan_text(separator: str) -> Any:
+    return lambda path: pl.scan_csv(path, separator=separator, infer_schema=False)
+
+
+def _check_row(wrong: pl.Series, path: Path, column: str, what: str) -> None:
+    if (row := wrong.arg_max()) is not None and wrong[row]:
+        raise UserError(f"{path}, row {row + 1} below the header: `{column}` is {what}; correct or remove the row")
+
+
+def _ids(values: pl.Series, path: Path) -> pl.Series:
+    """Ids as Int64 or String; strings of a text file become Int64 if every one is the plain form of an integer."""
+    if values.dtype.is_integer():
+        return values.cast(pl.Int64)
+    if values.dtype not in (pl.String, pl.Categorical, pl.Enum):
+        raise UserError(f"{path}: `{values.name}` holds {values.dtype}; ids are integers or strings")
+    strings = values.cast(pl.String)
+    if path.suffix == ".parquet":
+        return strings
+    numbers = strings.cast(pl.Int64, strict=False)
+    return numbers if (numbers.cast(pl.String) == strings).all(ignore_nulls=False) else strings
+
+
+def _numbers(values: pl.Series, path: Path) -> pl.Series:
+    if values.dtype.is_float():
+        values = values.fill_nan(None)
+    numbers = values.cast(pl.Float64, strict=False)
+    _check_row(numbers.is_null() & values.is_not_null(), path, values.name, "not a number")
+    return numbers
+
+
+def _integers(values: pl.Series, path: Path) -> pl.Series:
+    """Whole numbers; dates and times become unix seconds."""
+    if values.dtype.is_integer():
+        return values.cast(pl.Int64)
+    if values.dtype.is_temporal():
+        return values.dt.epoch("s")
+    return _numbers(values, path).floor().cast(pl.Int64)
+
+
+def _check_seconds(frame: pl.DataFrame, path: Path) -> None:
+    if "timestamp" in frame.columns and (frame["timestamp"].max() or 0) > LATEST:  # type: ignore[operator]
+        raise UserError(f"{path}: `timestamp` looks like milliseconds; expected unix seconds: divide by 1000")

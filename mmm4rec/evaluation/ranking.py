@@ -1,0 +1,64 @@
+"""Rank the held-out item of every user among the whole catalogue, by counting."""
+
+import torch
+from torch import Tensor
+
+from mmm4rec.models.base import System
+from mmm4rec.training.data import Events
+
+SCORES_AT_ONCE = 2**25  # scores held at a time: 128 MiB in float32
+
+
+@torch.inference_mode()
+def rank_targets(
+    system: System, events: Events, targets: Tensor, *, time: bool = False, mask_seen: bool = False
+) -> Tensor:
+    """Rank of each target: 1 + number of other candidates with a score at least the target's.
+
+    Args:
+        system: in any mode; it is ranked in evaluation mode.
+        events: on the system's device.
+        targets: [R] int64 event indices; each row's history is what the user did before.
+        time: give the rows their times.
+        mask_seen: items of the user's history are no candidates (the target always is).
+
+    Returns:
+        [R] int64 ranks in the order of ``targets``.
+
+    Raises:
+        FloatingPointError: a score is NaN.
+    """
+    was_training = system.training
+    system.eval()
+    tables = system.item_tables()
+    extra = system.extra_candidates(tables)
+    rows_at_once = max(1, min(4096, SCORES_AT_ONCE // events.n_items))
+    lengths = (targets - events.first[targets]).clamp(max=system.max_length)
+    order = torch.argsort(lengths, stable=True)  # rows of similar length together: little padding
+    ranks = torch.empty_like(targets)
+    for part in order.split(rows_at_once):
+        rows = events.batch(targets[part], system.max_length, time=time, target_time=system.target_time_in_row)
+        users = system.encode(tables, rows)
+        scores = system.scores(tables, users)
+        target_scores = scores.gather(1, rows.targets[:, None] - 1)
+        if mask_seen:
+            scores = _without_history(scores, events, targets[part], rows.targets)
+        rank = (scores >= target_scores).sum(1)
+        if extra is not None:
+            rank += (users @ extra.T >= target_scores).sum(1)
+        if bool(torch.isnan(scores).any()):
+            raise FloatingPointError("a score is NaN: the model did not train to finite weights")
+        ranks[part] = rank
+    system.train(was_training)
+    return ranks
+
+
+def _without_history(scores: Tensor, events: Events, targets: Tensor, target_items: Tensor) -> Tensor:
+    """Scores with -inf for what the user had before the target, the target itself excepted."""
+    first = events.first[targets]
+    counts = targets - first
+    row = torch.arange(len(targets), device=targets.device).repeat_interleave(counts)
+    within = torch.arange(int(counts.sum()), device=targets.device) - (counts.cumsum(0) - counts)[row]
+    seen = events.items[first[row] + within]
+    other = seen != target_items[row]
+    return scores.index_put((row[other], seen[other] - 1), scores.new_tensor(-torch.inf))

@@ -1,0 +1,98 @@
+"""Features that the user brings along, put into the order of a prepared domain's items."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from mmm4rec.errors import UserError
+from mmm4rec.features.store import check_missing, read_table, to_matrix, write_features
+
+
+def import_features(settings: dict[str, Any], domain: Path, files: Path | Mapping[str, Path], out: Path) -> None:
+    """Write the feature file ``out`` (docs/architecture.md) from features made elsewhere.
+
+    Args:
+        settings: what ``mmm4rec.config.embed_settings`` gives for a domain with ``features``.
+        domain: folder of the prepared domain.
+        files: a Parquet file with ``item_id`` (raw ids, integers or strings) and ``text``, ``image`` or both: lists of
+            floats of one width, null or no row where an item has none. Or a file each, by ``text`` and ``image``.
+        out: the feature file; float16 stays float16, anything else becomes float32.
+
+    Raises:
+        UserError: a file is not as described, fewer than half of the items are found, or features are missing and
+            ``missing_features`` is ``error``.
+    """
+    table = read_table(Path(domain) / "items.parquet", ["item_id", "item"])
+    items = table["item"].combine_chunks().cast(pa.string())
+    found = np.zeros(len(items), bool)
+    values: dict[str, np.ndarray] = {}
+    has: dict[str, np.ndarray] = {}
+    for path, columns in _sources(files):
+        given = read_table(path)
+        modalities = [name for name in columns if name in given.column_names]
+        if "item_id" not in given.column_names or not modalities:
+            raise UserError(
+                f"{path}: expected columns item_id and {' or '.join(columns)}, found {', '.join(given.column_names)}"
+            )
+        ids = _raw_ids(given["item_id"], path)
+        at = pc.index_in(items, value_set=ids)
+        match = at.is_valid().to_numpy(zero_copy_only=False)
+        row = at.fill_null(0).to_numpy()
+        if not match.any():
+            raise UserError(f"{path}: no id is an item of {domain} (here {_some(ids)}; there {_some(items)})")
+        found |= match
+        for name in modalities:
+            matrix, present = to_matrix(given[name], ids, f"{path}: column `{name}`")
+            has[name] = match & present[row]
+            values[name] = np.zeros((len(items), matrix.shape[1]), matrix.dtype)
+            values[name][has[name]] = matrix[row[has[name]]]
+    where = ", ".join(str(path) for path, _ in _sources(files))
+    if 2 * found.sum() < len(items):
+        raise UserError(
+            f"{where}: only {found.sum()} of the {len(items)} items of {domain} are found; are the ids raw ids "
+            f"({_some(items)})?"
+        )
+    check_missing(settings["missing_features"], has, items, where)
+    nothing = np.zeros(len(items), bool)
+    metadata = {"encoder": "precomputed", "precision": "as given", "text_fields": "as given", "missing_image": "zero"}
+    write_features(
+        out,
+        table["item_id"].to_numpy(),
+        items,
+        values.get("text"),
+        has.get("text", nothing),
+        values.get("image"),
+        has.get("image", nothing),
+        metadata,
+    )
+
+
+def _sources(files: Path | Mapping[str, Path]) -> list[tuple[Path, list[str]]]:
+    """The files, each with the modalities it is to give."""
+    if isinstance(files, Mapping):
+        return [(Path(path), [name]) for name, path in files.items()]
+    return [(Path(files), ["text", "image"])]
+
+
+def _raw_ids(column: pa.ChunkedArray, path: Path) -> pa.Array:
+    """The ids as strings, each of them once."""
+    ids = column.combine_chunks()
+    if pa.types.is_floating(ids.type) or pa.types.is_nested(ids.type):
+        raise UserError(f"{path}: column `item_id` must hold integers or strings, found {ids.type}")
+    ids = ids.cast(pa.string())
+    if ids.null_count:
+        row = int(np.argmax(ids.is_null().to_numpy(zero_copy_only=False)))
+        raise UserError(f"{path}: column `item_id`, row {row + 1}: null; every row needs an id")
+    counts = pc.value_counts(ids)
+    twice = counts.filter(pc.greater(counts.field("counts"), 1))
+    if len(twice):
+        raise UserError(f"{path}: item {twice[0]['values']} has {twice[0]['counts']} rows; keep one row an item")
+    return ids
+
+
+def _some(ids: pa.Array) -> str:
+    return ", ".join(repr(str(name)) for name in ids[:3]) + (", ..." if len(ids) > 3 else "")

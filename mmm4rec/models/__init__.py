@@ -1,0 +1,1 @@
+"""The systems: one file each, found through ``mmm4rec.models.base``."""

@@ -1,0 +1,224 @@
+"""The interface every system meets, and the registry that finds one by its key.
+
+Shapes: B rows, L positions, N items of the catalogue, M items at hand, D width of the user vectors, F encoder width.
+"""
+
+import importlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from itertools import accumulate
+from typing import Any, ClassVar, cast
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+
+from mmm4rec.nn.losses import full_cross_entropy, in_batch_cross_entropy
+
+
+class Settings(BaseModel):
+    """Hyper-parameters of a system; a subclass a system. Unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    max_length: int = 50
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """What a system may know of a domain before it is trained. Tensors lie on the training device.
+
+    Attributes:
+        n_items: N; ids run 1..N, 0 pads.
+        text: [N + 1, F_text] frozen features as stored, or None; rows of items without text, and row 0, are zero.
+        image: [N + 1, F_image], likewise.
+        has_text: [N + 1] bool; False in row 0.
+        has_image: [N + 1] bool, likewise.
+        has_time: whether any event of the domain has a timestamp.
+        popularity: [N + 1] training events an item.
+        missing_image: policy for items without an image: ``zero``, ``white`` (filled in the features already) or ``mask``.
+    """
+
+    n_items: int
+    text: Tensor | None = None
+    image: Tensor | None = None
+    has_text: Tensor | None = None
+    has_image: Tensor | None = None
+    has_time: bool = False
+    popularity: Tensor | None = None
+    missing_image: str = "zero"
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A batch: one row a (user, end of prefix). Right-padded, trimmed to the longest row.
+
+    Attributes:
+        items: [B, L] int64 rows of the item tables, 0 pads; the oldest kept event first.
+        lengths: [B] int64, at least 1.
+        targets: [B] int64 rows of the item tables.
+        times: [B, max_length] int64 unix seconds, 0 where padded or unknown; not trimmed, since time signals mix
+            positions. None if the system does not read time or the domain has none.
+        has_time: [B] bool, whether every event of the row has a timestamp; None with ``times``.
+    """
+
+    items: Tensor
+    lengths: Tensor
+    targets: Tensor
+    times: Tensor | None = None
+    has_time: Tensor | None = None
+
+    def select(self, index: slice | Tensor, length: int | None = None) -> "Rows":
+        """Some of the rows, their items trimmed to ``length`` positions."""
+        return Rows(
+            items=self.items[index] if length is None else self.items[index][:, :length],
+            lengths=self.lengths[index],
+            targets=self.targets[index],
+            times=None if self.times is None else self.times[index],
+            has_time=None if self.has_time is None else self.has_time[index],
+        )
+
+
+Tables = tuple[Tensor, ...]
+
+
+class System(nn.Module):
+    """A sequential recommender: an item encoder and a sequence encoder whose product scores.
+
+    A subclass sets ``Settings`` and implements ``item_tables``, ``encode`` and, unless the first table holds the
+    candidate vectors, ``candidates``.
+    """
+
+    Settings: ClassVar[type[Settings]] = Settings
+    #: the time of the target is put into the row (a leak; only MMM4Rec's preset `released` asks for it)
+    target_time_in_row: bool = False
+    #: the sequence encoder needs rows of max_length positions (spectra over the padded length, say)
+    fixed_length: bool = False
+
+    def __init__(self, settings: Any, catalogue: Catalogue, *, pretraining: bool = False) -> None:
+        super().__init__()
+        self.settings = settings
+        self.n_items = catalogue.n_items
+        self.max_length: int = settings.max_length
+
+    # -- what a system implements
+
+    def item_tables(self, ids: Tensor | None = None) -> Tables:
+        """All that depends on items alone, row 0 for padding: [M + 1, ...] each.
+
+        Args:
+            ids: [M] int64 item ids in 1..N; None for the whole catalogue.
+        """
+        raise AssertionError(f"{type(self).__name__} does not implement item_tables")
+
+    def encode(self, tables: Tables, rows: Rows) -> Tensor:
+        """User vectors [B, D] of rows of similar length."""
+        raise AssertionError(f"{type(self).__name__} does not implement encode")
+
+    def candidates(self, tables: Tables) -> Tensor:
+        """Candidate vectors [M, D] such that ``users @ candidates.T`` are the scores."""
+        return tables[0][1:]
+
+    def extra_candidates(self, tables: Tables) -> Tensor | None:
+        """Further vectors [K, D] that compete with the catalogue in ranks (the pad item of released MMM4Rec)."""
+        return None
+
+    def frozen(self) -> Iterable[str]:
+        """Prefixes of parameter names that stay as pre-trained during fine-tuning."""
+        return ()
+
+    def carried_over(self, name: str) -> bool:
+        """Whether pre-training hands this entry of the state over to fine-tuning."""
+        return True
+
+    # -- what the engine calls
+
+    def users(self, tables: Tables, rows: Rows) -> Tensor:
+        """User vectors [B, D]; rows go through ``encode`` in chunks of similar length."""
+        return self.encode(tables, rows) if self.fixed_length else by_length(partial(self.encode, tables), rows)
+
+    def scores(self, tables: Tables, users: Tensor) -> Tensor:
+        """Scores [B, M] of all items at hand."""
+        return users @ self.candidates(tables).T
+
+    def finetune_loss(self, tables: Tables, rows: Rows) -> Tensor:
+        """Sum over the rows of the cross-entropy over the whole catalogue; the engine divides by the batch size."""
+        return full_cross_entropy(self.users(tables, rows), self.candidates(tables), rows.targets - 1, reduction="sum")
+
+    def pretrain_loss(self, tables: Tables, rows: Rows) -> Tensor:
+        """Mean over the batch of the cross-entropy over its targets; duplicates of a target are masked out."""
+        candidates = self.candidates(tables)[rows.targets - 1]
+        return in_batch_cross_entropy(self.users(tables, rows), candidates, rows.targets)
+
+    def start_epoch(self, epoch: int) -> None:
+        """Called before each epoch (clusters to be redrawn, stages to be switched)."""
+
+
+#: what starting another chunk costs, counted in positions that could be computed meanwhile
+CHUNK_COST = {"cpu": 128, "cuda": 16384}
+
+
+def by_length(encode: Callable[[Rows], Tensor], rows: Rows) -> Tensor:
+    """Apply ``encode`` to chunks of rows of similar length, each trimmed to its longest row.
+
+    Every row's result is the same as in one piece; only padding is saved.
+    """
+    lengths = rows.lengths
+    bounds = length_chunks(lengths.bincount().tolist(), CHUNK_COST.get(lengths.device.type, CHUNK_COST["cuda"]))
+    if len(bounds) == 1:
+        return encode(rows)
+    order = torch.argsort(lengths, stable=True)
+    parts, start = [], 0
+    for end, length in bounds:
+        parts.append(encode(rows.select(order[start:end], length)))
+        start = end
+    back = torch.empty_like(order)
+    back[order] = torch.arange(len(order), device=order.device)
+    return torch.cat(parts)[back]
+
+
+def length_chunks(counts: list[int], chunk_cost: int) -> list[tuple[int, int]]:
+    """Cut rows sorted by length into chunks such that positions computed, plus ``chunk_cost`` a chunk, are fewest.
+
+    Args:
+        counts: rows of length 0, 1, 2, ...
+        chunk_cost: cost of a chunk, in positions.
+
+    Returns:
+        (end, length) of each chunk: it reaches to row ``end`` and its longest row has ``length`` positions.
+
+    >>> length_chunks([0, 100, 0, 100, 1], chunk_cost=50)
+    [(100, 1), (201, 4)]
+    """
+    steps = [(end, length) for length, end in enumerate(accumulate(counts)) if counts[length]]
+    cheapest: list[tuple[int, list[tuple[int, int]]]] = [(0, [])]  # for the rows up to each step
+    for k, (end, length) in enumerate(steps):
+        starts = [0] + [e for e, _ in steps[:k]]
+        costs = [cheapest[j][0] + (end - start) * length + chunk_cost for j, start in enumerate(starts)]
+        j = min(range(len(costs)), key=costs.__getitem__)
+        cheapest.append((costs[j], [*cheapest[j][1], (end, length)]))
+    return cheapest[-1][1]
+
+
+def model_class(key: str) -> type[System]:
+    """The class behind a settings file's ``model`` key: ``System`` subclass in ``mmm4rec.models.<key>``."""
+    module = importlib.import_module(f"mmm4rec.models.{key}")
+    return cast(type[System], module.MODEL)
+
+
+def build(key: str, settings: dict[str, Any], catalogue: Catalogue, *, pretraining: bool = False) -> System:
+    """Build a system from its plain settings, for pre-training or for a target.
+
+    Raises:
+        UserError: a setting is unknown or has a wrong value.
+    """
+    from mmm4rec.config import validated
+
+    cls = model_class(key)
+    return cls(validated(cls.Settings, settings, f"settings of {key}"), catalogue, pretraining=pretraining)
+
+
+def with_padding(table: Tensor) -> Tensor:
+    """A table [M, ...] with a zero row 0 in front, for padding: [M + 1, ...]."""
+    return nn.functional.pad(table, (0, 0) * (table.dim() - 1) + (1, 0))

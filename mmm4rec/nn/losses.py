@@ -1,0 +1,46 @@
+"""Cross-entropy over the whole catalogue and over the targets of a batch (method, eq. 20-21)."""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def full_cross_entropy(
+    users: Tensor, candidates: Tensor, targets: Tensor, reduction: Literal["mean", "sum", "none"] = "mean"
+) -> Tensor:
+    """Cross-entropy of the target among all candidates, -log softmax(users @ candidates.T)[target].
+
+    Args:
+        users: [B, D].
+        candidates: [N, D].
+        targets: [B] int64 rows of ``candidates``.
+        reduction: over the B rows.
+    """
+    return F.cross_entropy(_logits(users, candidates), targets, reduction=reduction)
+
+
+def in_batch_cross_entropy(
+    users: Tensor, candidates: Tensor, targets: Tensor, duplicates: Literal["masked", "kept"] = "masked"
+) -> Tensor:
+    """Cross-entropy of each row's target among the targets of the batch; the mean over rows.
+
+    Args:
+        users: [B, D].
+        candidates: [B, D], row b the vector of row b's target.
+        targets: [B] item ids, to tell duplicates.
+        duplicates: ``masked`` takes other occurrences of a row's own target out of its denominator; ``kept`` leaves
+            them in as negatives, as the released code does.
+    """
+    logits = _logits(users, candidates)
+    if duplicates == "masked":
+        same = targets[:, None] == targets[None, :]
+        same.fill_diagonal_(False)
+        logits = logits.masked_fill(same, -torch.inf)
+    return F.cross_entropy(logits, torch.arange(len(targets), device=targets.device))
+
+
+def _logits(users: Tensor, candidates: Tensor) -> Tensor:
+    logits = users @ candidates.T
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))  # half precision is too coarse for a softmax

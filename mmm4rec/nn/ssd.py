@@ -1,0 +1,118 @@
+"""State space duality (Dao and Gu 2024; MMM4Rec eq. 3-5): one linear recurrence, computed in three ways.
+
+For each row and head, with decay exp(dt_i a) <= 1,
+
+    S_i = exp(dt_i a) S_{i-1} + dt_i x_i B_i^T,    y_i = S_i C_i + skip_i x_i,    S_0 = 0,
+
+or, unrolled, Y = ((C B^T) * M)(dt * x) + skip * x with M[i, j] = exp(a sum_{k=j+1..i} dt_k) for j <= i, else 0.
+
+Shapes, the same for every function here: x [b, l, h, p], dt [b, l, h] >= 0, a [h] < 0, B and C [b, l, g, n] with g = h
+(head k uses group k) or g = 1 (all heads share it), skip [h] or [b, l, h] or None; result [b, l, h, p]. Decays are
+computed in float32 at least and as sums of terms of one sign, so nothing cancels and no exponent is positive.
+"""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Method = Literal["auto", "quadratic", "chunked"]
+
+CHUNK = 32  # positions a chunk; measured, see `ssd`
+
+
+def ssd(
+    x: Tensor, dt: Tensor, a: Tensor, B: Tensor, C: Tensor, skip: Tensor | None = None, *, method: Method = "auto"
+) -> Tensor:
+    """Run the recurrence by the form that is faster for the length at hand.
+
+    ``auto`` takes the quadratic form up to two chunks (at most L^2 = 4096 entries a head), the chunked one beyond.
+    """
+    assert x.shape[:3] == dt.shape, (x.shape, dt.shape)
+    assert B.shape[2] in (1, x.shape[2]), (x.shape, B.shape)
+    if method == "quadratic" or (method == "auto" and x.shape[1] <= 2 * CHUNK):
+        return ssd_quadratic(x, dt, a, B, C, skip)
+    return ssd_chunked(x, dt, a, B, C, skip)
+
+
+def ssd_reference(x: Tensor, dt: Tensor, a: Tensor, B: Tensor, C: Tensor, skip: Tensor | None = None) -> Tensor:
+    """The recurrence as it reads, position by position: slow, for tests."""
+    b, length, h, p = x.shape
+    B, C = (v.expand(b, length, h, v.shape[-1]) for v in (B, C))
+    state, y = x.new_zeros(b, h, p, B.shape[-1]), []
+    for i in range(length):
+        decay = (dt[:, i] * a).exp()[..., None, None]
+        state = decay * state + (dt[:, i, :, None] * x[:, i])[..., None] * B[:, i, :, None]
+        y.append((state * C[:, i, :, None]).sum(-1))
+    return torch.stack(y, 1) if skip is None else torch.stack(y, 1) + skip[..., None] * x
+
+
+def ssd_quadratic(x: Tensor, dt: Tensor, a: Tensor, B: Tensor, C: Tensor, skip: Tensor | None = None) -> Tensor:
+    """The unrolled form: one [l, l] matrix a head, O(l^2)."""
+    dt = _at_least_float32(dt)
+    mixing = (C.transpose(1, 2) @ B.permute(0, 2, 3, 1)) * _decay_matrix(dt * a) * dt.transpose(1, 2)[:, :, None]
+    if skip is not None:
+        mixing = mixing + torch.diag_embed(skip.expand(dt.shape).transpose(1, 2))
+    return (mixing.to(x.dtype) @ x.transpose(1, 2)).transpose(1, 2)
+
+
+def ssd_chunked(
+    x: Tensor, dt: Tensor, a: Tensor, B: Tensor, C: Tensor, skip: Tensor | None = None, *, chunk: int = CHUNK
+) -> Tensor:
+    """The unrolled form within chunks and the recurrence from chunk to chunk, O(l)."""
+    b, length = x.shape[:2]
+    # A padded position has dt = 0: it neither decays nor feeds the state.
+    padded = [F.pad(v, (0, 0) * (v.dim() - 2) + (0, -length % chunk)) for v in (x, _at_least_float32(dt), B, C)]
+    xs, dts, Bs, Cs = (v.reshape(-1, chunk, *v.shape[2:]) for v in padded)
+    log_decay = dts * a
+    fed = torch.einsum(
+        "zjhp,zjhn->zhpn",
+        xs * (dts * _sums_after(log_decay).exp())[..., None].to(x.dtype),
+        Bs.expand(*xs.shape[:3], -1),
+    )
+    kept = log_decay.sum(1).exp()[..., None, None]
+
+    fed, kept = fed.unflatten(0, (b, -1)), kept.unflatten(0, (b, -1))
+    before = [torch.zeros_like(fed[:, 0])]  # state before each chunk
+    for k in range(fed.shape[1] - 1):
+        before.append(kept[:, k] * before[-1] + fed[:, k])
+
+    states = torch.stack(before, 1).flatten(0, 1).to(x.dtype)
+    carried = torch.einsum("zihn,zhpn->zihp", Cs.expand(*xs.shape[:3], -1), states)
+    y = ssd_quadratic(xs, dts, a, Bs, Cs) + carried * log_decay.cumsum(1).exp()[..., None].to(x.dtype)
+    y = y.reshape(b, -1, *y.shape[2:])[:, :length]
+    return y if skip is None else y + skip[..., None] * x
+
+
+def ssd_last(
+    x: Tensor, dt: Tensor, a: Tensor, B: Tensor, C: Tensor, last: Tensor, skip: Tensor | None = None
+) -> Tensor:
+    """One position ``last`` [b] int64 a row of the result, [b, h, p], in O(l); C [b, g, n] is that position's."""
+    dt = _at_least_float32(dt)
+    position = torch.arange(x.shape[1], device=x.device)[:, None]
+    last = last[:, None, None]
+    real = position <= last
+    log_decay = _sums_after((dt * a).masked_fill(~real, 0))
+    weights = (B * C[:, None]).sum(-1) * (log_decay.exp() * dt).masked_fill(~real, 0)
+    if skip is not None:
+        weights = weights + skip * (position == last)
+    return (weights[..., None].to(x.dtype) * x).sum(1)
+
+
+def _at_least_float32(v: Tensor) -> Tensor:
+    return v.to(torch.promote_types(v.dtype, torch.float32))
+
+
+def _decay_matrix(log_decay: Tensor) -> Tensor:
+    """M: exp of the sums of log_decay [b, l, h] over k = j+1..i; 0 for j > i: [b, h, l, l]."""
+    length = log_decay.shape[1]
+    lower = torch.ones(length, length, dtype=torch.bool, device=log_decay.device).tril()
+    terms = log_decay.transpose(1, 2)[..., None].expand(-1, -1, -1, length)  # [b, h, k, j]
+    sums = terms.masked_fill(~lower.tril(-1), 0).cumsum(-2)
+    return sums.masked_fill(~lower, -torch.inf).exp()
+
+
+def _sums_after(v: Tensor) -> Tensor:
+    """Sum over the later positions, [b, l, h]: 0 at the last."""
+    return F.pad(v[:, 1:].flip(1).cumsum(1).flip(1), (0, 0, 0, 1))

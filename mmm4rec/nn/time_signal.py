@@ -1,0 +1,100 @@
+"""The time signal of MMM4Rec and TiM4Rec (eq. 6-9): from timestamps to a factor on each step of the recurrence.
+
+Shapes: B rows, H heads, L = max_length positions. A signal T is [B, H, L] and always spans all L positions, since its
+maps mix positions; the item path may be trimmed to fewer.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mmm4rec.nn.conv import CausalConv
+from mmm4rec.nn.dropout import Dropout
+
+
+@dataclass(frozen=True)
+class TimeMask:
+    """Where a batch has time.
+
+    Attributes:
+        real: [B, 1, L] bool, positions that hold an item. Statistics are taken over these alone, and a signal is 0
+            elsewhere. None: padded positions count like any other, as in the released code.
+        known: [B, 1, 1] bool, rows whose events all have timestamps; the others get the factor 1. None: all have.
+    """
+
+    real: Tensor | None
+    known: Tensor | None
+
+    def repeat(self, times: int) -> "TimeMask":
+        """The mask of the same rows ``times`` times, one after the other."""
+        return TimeMask(*(None if v is None else v.repeat(times, 1, 1) for v in (self.real, self.known)))
+
+
+class TimeNorm(nn.Module):
+    """LayerNorm over the positions of a signal [..., L], with affine weights of size L."""
+
+    def __init__(self, length: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(length))
+        self.bias = nn.Parameter(torch.zeros(length))
+        self.eps = eps
+
+    def forward(self, signal: Tensor, real: Tensor | None) -> Tensor:
+        """Normalise; with ``real`` [..., L] over its positions alone, leaving 0 elsewhere."""
+        if real is None:
+            return F.layer_norm(signal, self.weight.shape, self.weight, self.bias, self.eps)
+        count = real.sum(-1, keepdim=True)
+        centred = (signal - (signal * real).sum(-1, keepdim=True) / count) * real
+        variance = centred.square().sum(-1, keepdim=True) / count
+        return (centred * torch.rsqrt(variance + self.eps) * self.weight + self.bias) * real
+
+
+class TimeGaps(nn.Module):
+    """T = LN_L(drop(g)), g_1 = 0, g_k = t_k - t_{k-1}: the signal the first layer gets (eq. 6)."""
+
+    def __init__(self, length: int, heads: int, dropout: float, eps: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm = TimeNorm(length, eps)
+        self.drop = Dropout(dropout)
+
+    def forward(self, times: Tensor, mask: TimeMask) -> Tensor:
+        """T [B, H, L] of ``times`` [B, L] int64 seconds; the heads are alike."""
+        gaps = torch.diff(times, dim=1, prepend=times[:, :1]).to(self.norm.weight.dtype)[:, None]
+        if mask.real is not None:
+            gaps = gaps * mask.real
+        return self.norm(self.drop(gaps), mask.real).expand(-1, self.heads, -1)
+
+
+class TimeFactor(nn.Module):
+    """T' = SiLU(conv_2(SiLU(conv_1(T * s)))), s = Tanhshrink(W_b SiLU(W_a drop(T) + b_a) + b_b) (eq. 7-8)."""
+
+    def __init__(self, length: int, heads: int, width: int, dropout: float) -> None:
+        super().__init__()
+        self.drop = Dropout(dropout)
+        self.scale_in = nn.Linear(length, length)
+        self.scale_out = nn.Linear(length, length)
+        self.conv_1 = CausalConv(heads, width)
+        self.conv_2 = CausalConv(heads, width)
+
+    def forward(self, signal: Tensor) -> Tensor:
+        """T' [B, L, H] of T [B, H, L]. Its padded positions hold numbers that no real position depends on."""
+        scale = F.tanhshrink(self.scale_out(F.silu(self.scale_in(self.drop(signal)))))
+        return self.conv_2(self.conv_1((signal * scale).transpose(1, 2)))
+
+
+class NextTime(nn.Module):
+    """T_next = LN_L(q * T + (1 - q) * T'), q = sigmoid(w drop(T) + b), one scalar a head (eq. 9)."""
+
+    def __init__(self, length: int, dropout: float, eps: float) -> None:
+        super().__init__()
+        self.drop = Dropout(dropout)
+        self.gate = nn.Linear(length, 1)
+        self.norm = TimeNorm(length, eps)
+
+    def forward(self, signal: Tensor, factor: Tensor, mask: TimeMask) -> Tensor:
+        """T_next [B, H, L] of T [B, H, L] and T' [B, L, H]."""
+        gate = torch.sigmoid(self.gate(self.drop(signal)))
+        return self.norm(torch.lerp(factor.transpose(1, 2), signal, gate), mask.real)

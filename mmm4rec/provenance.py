@@ -1,0 +1,102 @@
+"""Where a result comes from: versions, machine, commit, and a hash of the code that made it."""
+
+import hashlib
+import importlib.metadata
+import logging
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mmm4rec import __version__
+from mmm4rec.config import read_system
+from mmm4rec.errors import UserError
+from mmm4rec.io import read_json
+from mmm4rec.versions import VERSIONS
+
+PACKAGES = ("torch", "numpy", "pyarrow", "safetensors", "pydantic", "polars", "open_clip_torch", "transformers")
+PACKAGE = Path(__file__).resolve().parent
+
+log = logging.getLogger(__name__)
+
+
+def environment(modules: list[str]) -> dict[str, Any]:
+    """What a result was made with, for ``environment.json``.
+
+    Args:
+        modules: modules and packages of mmm4rec whose code the result depends on, e.g. ``mmm4rec.training``.
+    """
+    cuda = torch.cuda.is_available()
+    return {
+        "mmm4rec": __version__,
+        "commit": commit(),
+        "code": {"modules": modules, "sha256": code_hash(modules)},
+        "python": platform.python_version(),
+        "packages": {name: version for name in PACKAGES if (version := _version(name))},
+        "cuda": torch.version.cuda if cuda else None,
+        "device": torch.cuda.get_device_name() if cuda else platform.processor() or platform.machine(),
+        "platform": platform.platform(),
+        "cpus": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def code_hash(modules: list[str]) -> str:
+    """Sha256 over the source of modules; a package counts with everything in it."""
+    files = {path for name in modules for path in _sources(name)}
+    digest = hashlib.sha256()
+    for path in sorted(files, key=lambda path: path.relative_to(PACKAGE).as_posix()):
+        digest.update(path.relative_to(PACKAGE).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
+def commit() -> str | None:
+    """The checkout's commit, with ``-dirty`` behind it if files differ; None outside a checkout or without git."""
+    if not (PACKAGE.parent / "pyproject.toml").exists():  # installed: a repository around it is somebody else's
+        return None
+    command = ["git", "-C", str(PACKAGE), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)  # noqa: S603
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def check(run: Path) -> bool:
+    """Whether a finished run fits the checkout; if its code has changed while its versions stand, a warning says so.
+
+    Args:
+        run: run folder of pre-training or fine-tuning.
+    """
+    made, settings = read_json(run / "environment.json"), read_json(run / "config.json")
+    step = "finetune" if "domain" in settings else "pretrain"
+    try:
+        current = [VERSIONS[step], read_system(settings["system"]).version]
+    except UserError:  # a system of another checkout: nothing to compare with
+        return True
+    if current != settings["version"] or made["code"]["sha256"] == code_hash(made["code"]["modules"]):
+        return True
+    log.warning(
+        "%s was made with other code (%s) than this checkout's, though its versions are the same; if the change "
+        "alters results, raise VERSIONS[%r] in mmm4rec/versions.py or `version` in config/systems/%s.yaml",
+        run,
+        made["commit"] or made["mmm4rec"],
+        step,
+        settings["system"],
+    )
+    return False
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _sources(module: str) -> list[Path]:
+    path = PACKAGE.parent.joinpath(*module.split("."))
+    return sorted(path.rglob("*.py")) if path.is_dir() else [path.with_suffix(".py")]

@@ -1,0 +1,49 @@
+"""A trained run as a user uses it: recommendations in the user's own item ids."""
+
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import torch
+
+from mmm4rec.errors import UserError
+from mmm4rec.io import read_json
+from mmm4rec.models.base import Rows, build
+from mmm4rec.training.data import load_catalogue, load_events
+from mmm4rec.training.run import read_weights
+
+
+@torch.inference_mode()
+def recommend(run: Path, history: list[str], k: int) -> list[tuple[str, float]]:
+    """The k best next items after a history, best first, with their scores; items of the history are left out.
+
+    Args:
+        run: a run folder of ``mmm4rec finetune``.
+        history: the user's own item ids, oldest first.
+        k: how many.
+
+    Raises:
+        UserError: an item is unknown, or the run is not finished.
+    """
+    if not (run / "config.json").exists():
+        raise UserError(f"{run}: not a finished run (no config.json)")
+    settings = read_json(run / "config.json")
+    domain, features = Path(settings["domain_path"]), settings["features_path"]
+    items: list[str] = pq.read_table(domain / "items.parquet", columns=["item"])["item"].to_pylist()
+    known = {item: index for index, item in enumerate(items, start=1)}
+    unknown = [item for item in history if item not in known]
+    if unknown or not history:
+        raise UserError(f"unknown items in the history: {', '.join(unknown)}" if unknown else "the history is empty")
+    events = load_events([domain])
+    catalogue = load_catalogue(
+        events, [Path(features)] if features else [], settings["reads"], settings["missing_image"]
+    )
+    system = build(settings["model"], settings["settings"], catalogue).eval()
+    system.load_state_dict(read_weights(run))
+    seen = torch.tensor([[known[item] for item in history]])
+    kept = seen[:, -system.max_length :]
+    rows = Rows(kept, torch.tensor([kept.shape[1]]), targets=torch.ones(1, dtype=torch.long))
+    tables = system.item_tables()
+    scores = system.scores(tables, system.users(tables, rows))[0]
+    scores[seen[0] - 1] = -torch.inf
+    best = scores.topk(min(k, len(items) - len(set(history))))
+    return [(items[index], score) for score, index in zip(best.values.tolist(), best.indices.tolist(), strict=True)]

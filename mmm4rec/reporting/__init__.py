@@ -1,0 +1,1 @@
+"""Tables as files: one module a kind of table."""

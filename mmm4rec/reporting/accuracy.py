@@ -1,0 +1,163 @@
+"""Tables II and III: recall and ndcg of every system on every target, means over the seeds, print beside ours."""
+
+import csv
+import io
+import statistics
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from mmm4rec.config import read_system
+from mmm4rec.errors import UserError
+from mmm4rec.evaluation.metrics import METRICS
+from mmm4rec.io import read_json, write_text
+from mmm4rec.reporting.published import SLIPS, published
+
+OURS = {2: "mmm4rec", 3: "mmm4rec_noid"}
+TITLES = {2: "Table II: systems with item ids", 3: "Table III: systems without item ids"}
+COSTS = ("epochs", "best_epoch", "seconds", "seconds_per_epoch", "parameters", "peak_memory_mib")
+
+Run = dict[str, Any]
+
+
+def write_accuracy_table(number: int, runs: Sequence[Path], out: Path, *, systems: Sequence[str]) -> None:
+    """Write ``tableN.csv`` (wide), ``tableN_runs.csv`` (long, with costs) and ``tableN.md`` beside it.
+
+    Args:
+        number: 2 or 3.
+        runs: run folders; every dataset needs the same systems.
+        out: path of ``tableN.csv``.
+        systems: columns, in this order.
+
+    Raises:
+        UserError: a run is missing or not finished.
+    """
+    table = [_read(path) for path in runs]
+    datasets = list(dict.fromkeys(run["dataset"] for run in table))
+    wide = []
+    for dataset in datasets:
+        for metric in METRICS:
+            means = {s: _mean(_values(table, dataset, s, metric)) for s in systems}
+            missing = [s for s, mean in means.items() if mean is None]
+            if missing:
+                raise UserError(f"{out}: no finished run of {', '.join(missing)} on {dataset}")
+            numbers = {s: mean for s, mean in means.items() if mean is not None}
+            wide.append([dataset, metric, *(f"{v:.6f}" for v in numbers.values()), improvement(numbers, OURS[number])])
+    write_text(out, _csv(["dataset", "metric", *systems, "improvement"], wide))
+    write_text(out.with_name(f"{out.stem}_runs.csv"), _runs_csv(number, table))
+    write_text(out.with_suffix(".md"), _markdown(number, table, datasets, systems))
+
+
+def improvement(means: dict[str, float], ours: str) -> str:
+    """100 * (ours / best other - 1), in percent; ``-`` where it is not positive or there is nothing to compare.
+
+    >>> improvement({"sasrec": 0.10, "pop": 0.02, "mmm4rec": 0.12}, "mmm4rec")
+    '20.00'
+    """
+    others = [v for s, v in means.items() if s != ours and not s.startswith("mmm4rec")]
+    best = max(others, default=0.0)
+    if ours not in means or best <= 0 or means[ours] <= best:
+        return "-"
+    return f"{100 * (means[ours] / best - 1):.2f}"
+
+
+def _read(path: Path) -> Run:
+    try:
+        config, metrics = read_json(path / "config.json"), read_json(path / "metrics.json")
+    except FileNotFoundError as error:
+        raise UserError(f"{error.filename}: no such file; this run has not finished") from None
+    return {
+        "dataset": config["domain"],
+        "system": config["system"],
+        "seed": config["seed"],
+        "config": config,
+        **metrics,
+    }
+
+
+def _values(table: Iterable[Run], dataset: str, system: str, metric: str) -> list[float]:
+    return [run["test"][metric] for run in table if run["dataset"] == dataset and run["system"] == system]
+
+
+def _mean(values: list[float]) -> float | None:
+    return statistics.fmean(values) if values else None
+
+
+def _csv(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def _runs_csv(number: int, table: list[Run]) -> str:
+    printed = published(number)
+    rows = [
+        [run["dataset"], run["system"], run["seed"], metric, f"{run['test'][metric]:.6f}"]
+        + [printed.get((run["dataset"], run["system"], metric), "")]
+        + [_short(run[cost]) for cost in COSTS]
+        for run in table
+        for metric in METRICS
+    ]
+    return _csv(["dataset", "system", "seed", "metric", "value", "published", *COSTS], rows)
+
+
+def _short(value: float) -> str:
+    return f"{value:.1f}" if isinstance(value, float) else str(value)
+
+
+def _markdown(number: int, table: list[Run], datasets: list[str], systems: Sequence[str]) -> str:
+    names = [read_system(s).name for s in systems]
+    printed = published(number)
+    lines = [f"# {TITLES[number]}", ""]
+    for dataset in datasets:
+        lines += [f"## {dataset}", "", *_notes(table, dataset), ""]
+        lines += ["| metric | | " + " | ".join(names) + " | improvement, % |", "|---|---|" + "---:|" * (len(names) + 1)]
+        for metric in METRICS:
+            values = {s: _values(table, dataset, s, metric) for s in systems}
+            means = {s: statistics.fmean(v) for s, v in values.items()}
+            best = max(means.values())
+            cells = [_cell(values[s], best) for s in systems]
+            lines.append(f"| {metric} | ours | {' | '.join(cells)} | {improvement(means, OURS[number])} |")
+            print_cells = [_printed(number, printed, dataset, s, metric) for s in systems]
+            if any(print_cells):
+                lines.append(f"| | print | {' | '.join(print_cells)} | |")
+        lines.append("")
+    slips = [text for (n, dataset, *_), text in SLIPS.items() if n == number and dataset in datasets]
+    lines += [f"\\* a slip of print: {text}." for text in slips]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _cell(values: list[float], best: float) -> str:
+    mean = statistics.fmean(values)
+    text = f"{mean:.4f}" + (f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else "")
+    return f"**{text}**" if mean == best else text
+
+
+def _printed(number: int, printed: dict[tuple[str, str, str], float], dataset: str, system: str, metric: str) -> str:
+    value = printed.get((dataset, system, metric))
+    mark = "\\*" if (number, dataset, system, metric) in SLIPS else ""
+    return "" if value is None else f"{value:.4f}{mark}"
+
+
+def _notes(table: list[Run], dataset: str) -> list[str]:
+    """What a reader must know before comparing: seeds, users, time, pre-training, switches that leak or mask."""
+    runs = [run for run in table if run["dataset"] == dataset]
+    seeds = {s: sorted({r["seed"] for r in runs if r["system"] == s}) for s in dict.fromkeys(r["system"] for r in runs)}
+    notes = [f"{runs[0]['users']} users ranked; mean over the seeds (± standard deviation where there are several)."]
+    notes.append("Seeds: " + "; ".join(f"{s} {', '.join(map(str, v))}" for s, v in seeds.items()) + ".")
+    timed = [r for r in runs if "time" in r["config"]["reads"]]
+    if timed and not any(r["time"] for r in timed):
+        notes.append("time: off (the domain has no timestamps, or the settings leave them out).")
+    scratch = sorted({r["system"] for r in runs if not r["config"]["pretrained"]})
+    carried = sorted({r["system"] for r in runs if r["config"]["pretrained"]})
+    notes.append(f"From scratch: {', '.join(scratch) or 'none'}; pre-trained: {', '.join(carried) or 'none'}.")
+    leaky = sorted({r["system"] for r in runs if r["config"]["settings"].get("target_time_in_row")})
+    if leaky:
+        notes.append(
+            f"**The time of the target is in the rows of {', '.join(leaky)}** (preset `released`): not comparable."
+        )
+    if any(r["config"]["mask_seen"] for r in runs):
+        notes.append("Items of the history are no candidates (`mask_seen: true`).")
+    return notes

@@ -1,0 +1,1 @@
+"""Batches, the training loop, pre-training and fine-tuning."""

@@ -1,0 +1,195 @@
+"""Events of a prepared domain on the training device, and batches cut from them.
+
+A training row is one event: the target. Its history is what the same user did before it. So rows are plain indices into
+the flat event arrays, and no prefix is ever copied.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+from mmm4rec.errors import UserError
+from mmm4rec.features.store import read_features
+from mmm4rec.models.base import Catalogue, Rows
+
+MIN_RANKED_EVENTS = 3  # a history, a validation item and a test item
+
+
+@dataclass(frozen=True)
+class Events:
+    """All events, user after user, in the order of time.
+
+    Attributes:
+        items: [E] int64 item ids, 1..n_items.
+        times: [E] int64 unix seconds, 0 where unknown; None if no event has a time.
+        timed: [E] bool, whether the time is known; None with ``times``.
+        first: [E] int64, index of the first event of the same user.
+        offsets: [U + 1] int64, where each user's events begin.
+        users: [U] int64 user ids.
+        n_items: size of the catalogue.
+    """
+
+    items: Tensor
+    times: Tensor | None
+    timed: Tensor | None
+    first: Tensor
+    offsets: Tensor
+    users: Tensor
+    n_items: int
+
+    def to(self, device: torch.device) -> "Events":
+        """The same events on another device."""
+        moved = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in vars(self).items()}
+        return Events(**moved)
+
+    @property
+    def ranked(self) -> Tensor:
+        """[U] bool: users with enough events to be ranked; the others' events all train."""
+        return self.offsets.diff() >= MIN_RANKED_EVENTS
+
+    def train_rows(self) -> Tensor:
+        """Targets of fine-tuning: every event with a history, less the last two of a ranked user."""
+        held_out = torch.where(self.ranked, 2, 0).repeat_interleave(self.offsets.diff())
+        end = self.offsets[1:].repeat_interleave(self.offsets.diff()) - held_out
+        index = torch.arange(len(self.items), device=self.items.device)
+        return index[(index > self.first) & (index < end)]
+
+    def all_rows(self) -> Tensor:
+        """Targets of pre-training: every event with a history, nothing held out."""
+        index = torch.arange(len(self.items), device=self.items.device)
+        return index[index > self.first]
+
+    def valid_rows(self) -> Tensor:
+        """The last but one event of every ranked user."""
+        return self.offsets[1:][self.ranked] - 2
+
+    def test_rows(self) -> Tensor:
+        """The last event of every ranked user."""
+        return self.offsets[1:][self.ranked] - 1
+
+    def popularity(self) -> Tensor:
+        """[n_items + 1] events an item, without the held-out ones; 0 for padding."""
+        held_out = torch.cat([self.valid_rows(), self.test_rows()])
+        keep = torch.ones_like(self.items, dtype=torch.bool)
+        keep[held_out] = False
+        return torch.bincount(self.items[keep], minlength=self.n_items + 1)
+
+    def batch(self, targets: Tensor, max_length: int, *, time: bool = False, target_time: bool = False) -> Rows:
+        """Cut the rows that end before ``targets``.
+
+        Args:
+            targets: [B] int64 event indices.
+            max_length: L; a row keeps the last L events before its target.
+            time: give the rows their times.
+            target_time: leave the target's time in the first padded position (a leak, see ``System.target_time_in_row``).
+        """
+        lengths = (targets - self.first[targets]).clamp(max=max_length)
+        start = targets - lengths
+        span = torch.arange(max_length, device=targets.device)
+        # the target itself stands at position `length`: reading so far never leaves the array
+        index = torch.minimum(start[:, None] + span, targets[:, None])
+        real = span < lengths[:, None]
+        width = int(lengths.max())
+        items = torch.where(real[:, :width], self.items[index[:, :width]], 0)
+        times = has_time = None
+        if time and self.times is not None and self.timed is not None:
+            shown = span <= lengths[:, None] if target_time else real
+            times = torch.where(shown, self.times[index], 0)
+            has_time = (self.timed[index] | ~shown).all(dim=1)
+        return Rows(items, lengths, self.items[targets], times, has_time)
+
+
+def load_events(domains: Sequence[Path]) -> Events:
+    """Read prepared domains; items of the second follow those of the first, users never cross domains.
+
+    Raises:
+        UserError: a file is missing or is not a prepared domain.
+    """
+    parts = [_read_domain(path) for path in domains]
+    item_shift = np.cumsum([0, *(n for *_, n in parts)])
+    items = np.concatenate([part[1] + shift for part, shift in zip(parts, item_shift[:-1], strict=True)])
+    user_shift = np.cumsum([0, *(int(part[0].max(initial=0)) for part in parts)])
+    users = np.concatenate([part[0] + shift for part, shift in zip(parts, user_shift[:-1], strict=True)])
+    times = np.concatenate([part[2] for part in parts])
+    timed = np.concatenate([part[3] for part in parts])
+    starts = np.flatnonzero(np.diff(users, prepend=-1))
+    offsets = np.append(starts, len(users))
+    return Events(
+        items=torch.from_numpy(items),
+        times=torch.from_numpy(times) if timed.any() else None,
+        timed=torch.from_numpy(timed) if timed.any() else None,
+        first=torch.from_numpy(np.repeat(starts, np.diff(offsets))),
+        offsets=torch.from_numpy(offsets),
+        users=torch.from_numpy(users[starts]),
+        n_items=int(item_shift[-1]),
+    )
+
+
+def _read_domain(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, int]:
+    """Users, items, times (0 where unknown), whether known, and the number of items of one prepared domain."""
+    try:
+        table = pq.read_table(path / "interactions.parquet", columns=["user_id", "item_id", "position", "timestamp"])
+        n_items = pq.read_metadata(path / "items.parquet").num_rows
+    except (FileNotFoundError, pa.ArrowInvalid) as error:
+        raise UserError(f"{path}: not a prepared domain ({error}); run `mmm4rec prepare` for it first") from None
+    users, items, position = (table[c].to_numpy().astype(np.int64) for c in ("user_id", "item_id", "position"))
+    step, order = np.diff(users), np.diff(position)
+    assert ((step > 0) | ((step == 0) & (order > 0))).all(), f"{path}: interactions are not sorted"
+    assert items.min(initial=1) >= 1, path
+    assert items.max(initial=1) <= n_items, path
+    timed = table["timestamp"].is_valid().to_numpy()
+    times = table["timestamp"].fill_null(0).to_numpy().astype(np.int64)
+    return users, items, times, timed, n_items
+
+
+def load_catalogue(events: Events, features: Sequence[Path], reads: Sequence[str], missing_image: str) -> Catalogue:
+    """What a system may know before training: features it reads, popularity, whether there are times.
+
+    Raises:
+        UserError: the system reads features and none are given, or the domains' features do not fit together.
+    """
+    popularity, has_time = events.popularity(), events.times is not None
+    if not {"text", "image"} & set(reads):
+        return Catalogue(events.n_items, has_time=has_time, popularity=popularity)
+    if not features:
+        raise UserError(f"this system reads {', '.join(reads)}: give it the domain's features")
+    parts = [read_features(path) for path in features]
+    text, has_text = _stack([(p.text, p.has_text) for p in parts], features)
+    image, has_image = _stack([(p.image, p.has_image) for p in parts], features)
+    if len(has_text) != events.n_items + 1:
+        names = ", ".join(map(str, features))
+        raise UserError(
+            f"{names}: features for {len(has_text) - 1} items, the domains have {events.n_items}; rebuild them"
+        )
+    return Catalogue(
+        n_items=events.n_items,
+        text=text if "text" in reads else None,
+        image=image if "image" in reads else None,
+        has_text=has_text,
+        has_image=has_image,
+        has_time=has_time,
+        popularity=popularity,
+        missing_image=missing_image,
+    )
+
+
+def _stack(columns: list[tuple[np.ndarray | None, np.ndarray]], paths: Sequence[Path]) -> tuple[Tensor | None, Tensor]:
+    """One modality of several domains under each other, a zero row for padding in front; missing rows are zero."""
+    present = np.concatenate([[False], *(has for _, has in columns)])
+    widths = {values.shape[1] for values, _ in columns if values is not None}
+    if not widths:
+        return None, torch.from_numpy(present)
+    if len(widths) > 1:
+        names = ", ".join(map(str, paths))
+        raise UserError(f"{names}: features of different widths {sorted(widths)} cannot be trained together")
+    (width,) = widths
+    values = [np.zeros((len(has), width), np.float16) if part is None else part for part, has in columns]
+    stacked = np.zeros((len(present), width), np.result_type(*values))
+    np.concatenate(values, out=stacked[1:])
+    return torch.from_numpy(stacked), torch.from_numpy(present)

@@ -1,0 +1,111 @@
+"""Train one system on one target with one seed, and rank every user's test item with it."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import torch
+
+from mmm4rec.config import StageSettings
+from mmm4rec.evaluation.metrics import summarise
+from mmm4rec.evaluation.ranking import rank_targets
+from mmm4rec.io import write_parquet
+from mmm4rec.models.base import Rows, System, Tables, build
+from mmm4rec.training.data import load_catalogue, load_events
+from mmm4rec.training.loop import History, resolve_device, train
+from mmm4rec.training.run import load_pretrained, remove_state, write_run
+from mmm4rec.training.scalars import scalars
+
+log = logging.getLogger(__name__)
+
+
+def finetune(
+    settings: dict[str, Any],
+    domain: Path,
+    features: Path | None,
+    pretrained: Path | None,
+    out: Path,
+    *,
+    state: Path | None = None,
+    device: str = "auto",
+    tensorboard: Path | None = None,
+) -> None:
+    """Fine-tune (or train from scratch, without ``pretrained``), rank validation and test items, write the run folder.
+
+    Args:
+        settings: see ``mmm4rec.config.finetune_settings``.
+        domain: the prepared target.
+        features: its features, for systems that read them.
+        pretrained: run folder of the pre-training.
+        out: the run folder.
+        state: folder for the state of an unfinished training; a killed run goes on from it.
+        device: ``auto``, ``cpu`` or ``cuda``.
+        tensorboard: folder for TensorBoard events.
+
+    Raises:
+        UserError: files, settings or features do not fit the system.
+    """
+    where = resolve_device(device)
+    torch.manual_seed(settings["seed"])
+    events = load_events([domain])
+    reads = settings["reads"]
+    catalogue = load_catalogue(events, [features] if features else [], reads, settings["missing_image"])
+    system = build(settings["model"], settings["settings"], catalogue)
+    if pretrained:
+        load_pretrained(system, pretrained)
+        freeze(system)
+    system.to(where)
+    events = events.to(where)
+    time_aware = "time" in reads
+    ranking = {"time": time_aware, "mask_seen": settings["mask_seen"]}
+    valid_rows, test_rows = events.valid_rows(), events.test_rows()
+
+    def validate() -> dict[str, float]:
+        return summarise(rank_targets(system, events, valid_rows, **ranking).cpu())
+
+    history = History()
+    if settings["stage"]:
+        with scalars(tensorboard) as write:
+            history = train(
+                system,
+                events,
+                events.train_rows(),
+                StageSettings(**settings["stage"]),
+                _row_mean,
+                seed=settings["seed"],
+                time_aware=time_aware,
+                whole_catalogue=True,
+                precision=settings["precision"],
+                validate=validate,
+                state_dir=state,
+                on_epoch=write,
+            )
+    ranks = rank_targets(system, events, test_rows, **ranking).cpu()
+    metrics = {
+        "test": summarise(ranks),
+        "valid": validate(),
+        "users": len(ranks),
+        "time": catalogue.has_time and time_aware,
+    }
+    users = events.users[events.ranked].cpu()
+    write_parquet(
+        out / "ranks.parquet",
+        pa.table({"user_id": pa.array(users.numpy(), pa.int32()), "rank": pa.array(ranks.numpy(), pa.int32())}),
+    )
+    inputs = {"domain_path": str(domain), "features_path": str(features) if features else None}
+    write_run(out, settings | inputs, system, history, metrics)
+    remove_state(state)
+    log.info("test: %s", ", ".join(f"{k} {v:.4f}" for k, v in metrics["test"].items()))
+
+
+def freeze(system: System) -> None:
+    """Stop training of what the system keeps as pre-trained."""
+    prefixes = tuple(system.frozen())
+    for name, parameter in system.named_parameters():
+        if prefixes and name.startswith(prefixes):
+            parameter.requires_grad_(False)
+
+
+def _row_mean(system: System, tables: Tables, rows: Rows, batch_size: int) -> torch.Tensor:
+    return system.finetune_loss(tables, rows) / batch_size

@@ -1,0 +1,248 @@
+"""One training loop for every system and both stages: epochs, early stopping, state that survives a kill."""
+
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+
+from mmm4rec.config import StageSettings
+from mmm4rec.errors import UserError
+from mmm4rec.io import atomic
+from mmm4rec.models.base import Rows, System, Tables
+from mmm4rec.training.data import Events
+
+log = logging.getLogger(__name__)
+
+OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+    "nadam": torch.optim.NAdam,
+}
+SAVE_SECONDS = 30.0  # training state is written at the end of an epoch, at most this often
+
+Loss = Callable[[System, Tables, Rows, int], Tensor]
+
+
+@dataclass
+class History:
+    """What happened so far: a row an epoch, and where the best one is."""
+
+    epochs: list[dict[str, float]] = field(default_factory=list)
+    best_epoch: int = 0
+    best_score: float = float("-inf")
+    below_best: int = 0
+    finished: bool = False
+
+    def record(self, row: dict[str, float], score: float | None, patience: int | None) -> bool:
+        """Add an epoch; return whether it is the best so far.
+
+        A tie is a best epoch too, so the latest of equals counts, and it resets the patience. Without a score the last
+        epoch is the best.
+        """
+        self.epochs.append(row)
+        best = score is None or score >= self.best_score
+        if best:
+            self.best_epoch, self.below_best = len(self.epochs), 0
+            self.best_score = self.best_score if score is None else score
+        else:
+            self.below_best += 1
+            self.finished = patience is not None and self.below_best >= patience
+        return best
+
+
+def resolve_device(device: str) -> torch.device:
+    """``auto`` is a GPU where there is one.
+
+    Raises:
+        UserError: ``cuda`` is asked for and not there.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("device: cuda is asked for, but torch sees no GPU; set `device: auto` or `device: cpu`")
+    return torch.device(device)
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
+    """Mixed precision where asked for; otherwise float32, with TF32 matrix products on GPUs."""
+    torch.set_float32_matmul_precision("high")
+    return torch.autocast(device.type, torch.bfloat16) if precision == "bf16-mixed" else nullcontext()
+
+
+def epoch_seed(seed: int, epoch: int) -> int:
+    """A seed of its own for every epoch, so that a resumed run draws what an uninterrupted one draws."""
+    return (seed * 1_000_003 + epoch) % 2**63
+
+
+def train(
+    system: System,
+    events: Events,
+    targets: Tensor,
+    stage: StageSettings,
+    loss: Loss,
+    *,
+    seed: int,
+    time_aware: bool,
+    whole_catalogue: bool,
+    precision: str = "32-true",
+    validate: Callable[[], dict[str, float]] | None = None,
+    state_dir: Path | None = None,
+    on_epoch: Callable[[int, dict[str, float]], None] | None = None,
+    save_seconds: float = SAVE_SECONDS,
+) -> History:
+    """Train in place; afterwards the system holds the weights of the best epoch (of the last one without validation).
+
+    Gradients of ``stage.accumulate`` batches are summed before a step. The item tables are computed once a step: the
+    batches' gradients with respect to them are collected and go back through the item encoder once.
+
+    Args:
+        system: on the device of ``events``.
+        events: what rows are cut from.
+        targets: [R] int64 event indices, the training rows.
+        stage: optimiser, batches, epochs, early stopping.
+        loss: gives a batch's loss from (system, tables, rows, batch size).
+        seed: of shuffling and dropout.
+        time_aware: give rows their times.
+        whole_catalogue: item tables of all items (fine-tuning) or of a step's items only (pre-training).
+        precision: ``32-true`` or ``bf16-mixed``.
+        validate: metrics of the system as it is; None: no early stopping.
+        state_dir: folder that keeps the state of an unfinished training.
+        on_epoch: called with every finished epoch's number and row.
+        save_seconds: write the state at most this often.
+
+    Raises:
+        UserError: the loss is not finite.
+    """
+    device = events.items.device
+    trained = [p for p in system.parameters() if p.requires_grad]
+    optimizer = OPTIMIZERS[stage.optimizer](trained, lr=stage.learning_rate, weight_decay=stage.weight_decay)  # type: ignore[call-arg]
+    history, best_weights = History(), _weights(system)
+    saved = state_dir / "state.pt" if state_dir else None
+    # what a state must have been made with to be gone on from; more epochs may be asked for than before
+    made_with = {
+        "stage": stage.model_dump(exclude={"epochs"}),
+        "settings": system.settings.model_dump(),
+        "run": [seed, precision, len(targets), events.n_items],
+    }
+    if saved and saved.exists():
+        state = torch.load(saved, weights_only=True, map_location=device)
+        if state["made_with"] == made_with:
+            system.load_state_dict(state["weights"])
+            optimizer.load_state_dict(state["optimizer"])
+            history, best_weights = History(**state["history"]), state["best_weights"]
+            log.info("resumed after epoch %d from %s", len(history.epochs), saved)
+        else:
+            log.warning("%s is of a training with other settings or data: starting anew", saved)
+    last_save = time.monotonic()
+    steps = -(-len(targets) // (stage.batch_size * stage.accumulate))
+    with _progress() as progress:
+        task = progress.add_task(
+            "", total=stage.epochs * steps, completed=len(history.epochs) * steps, loss=float("nan")
+        )
+        while len(history.epochs) < stage.epochs and not history.finished:
+            epoch = len(history.epochs) + 1
+            started = time.perf_counter()
+            torch.manual_seed(epoch_seed(seed, epoch))
+            system.train()
+            system.start_epoch(epoch)
+            total = torch.zeros((), device=device, dtype=torch.float64)
+            for batches in _steps(targets, stage, seed, epoch):
+                total += _step(
+                    system, events, batches, optimizer, trained, loss, stage, time_aware, whole_catalogue, precision
+                )
+                progress.update(task, advance=1)
+            mean_loss = float(total) / len(targets)
+            if mean_loss != mean_loss or mean_loss in (float("inf"), float("-inf")):
+                raise UserError(f"the loss is {mean_loss} in epoch {epoch}: lower the learning rate of this system")
+            row = {"epoch": epoch, "loss": mean_loss, "seconds": time.perf_counter() - started}
+            score = None
+            if validate:
+                started = time.perf_counter()
+                metrics = validate()
+                score = metrics[stage.stop_metric]
+                row |= {f"valid_{k}": v for k, v in metrics.items()}
+                row["valid_seconds"] = time.perf_counter() - started
+            if history.record(row, score, stage.patience):
+                best_weights = _weights(system)
+            progress.update(task, loss=mean_loss)
+            log.info("epoch %d: %s", epoch, ", ".join(f"{k} {v:.5g}" for k, v in row.items() if k != "epoch"))
+            if on_epoch:
+                on_epoch(epoch, row)
+            if saved and time.monotonic() - last_save >= save_seconds:
+                progressed = {"weights": system.state_dict(), "optimizer": optimizer.state_dict()}
+                progressed |= {"history": asdict(history), "best_weights": best_weights, "made_with": made_with}
+                with atomic(saved) as part:
+                    torch.save(progressed, part)
+                last_save = time.monotonic()
+    system.load_state_dict(best_weights)
+    return history
+
+
+def _steps(targets: Tensor, stage: StageSettings, seed: int, epoch: int) -> Iterator[tuple[Tensor, ...]]:
+    """The epoch's rows in random order: batches, those of one optimiser step together. Short rests are kept."""
+    generator = torch.Generator().manual_seed(epoch_seed(seed, epoch))
+    shuffled = targets[torch.randperm(len(targets), generator=generator).to(targets.device)]
+    for step in shuffled.split(stage.batch_size * stage.accumulate):
+        yield step.split(stage.batch_size)
+
+
+def _step(
+    system: System,
+    events: Events,
+    batches: tuple[Tensor, ...],
+    optimizer: torch.optim.Optimizer,
+    trained: list[torch.nn.Parameter],
+    loss: Loss,
+    stage: StageSettings,
+    time_aware: bool,
+    whole_catalogue: bool,
+    precision: str,
+) -> Tensor:
+    """One optimiser step; returns the loss summed over its rows."""
+    device = events.items.device
+    cut = [events.batch(b, system.max_length, time=time_aware, target_time=system.target_time_in_row) for b in batches]
+    ids = None
+    if not whole_catalogue:
+        ids = torch.cat([torch.cat([rows.items.flatten(), rows.targets]) for rows in cut]).unique()
+        ids = ids[ids > 0]
+        cut = [_renumber(rows, ids) for rows in cut]
+    with autocast(device, precision):
+        tables = system.item_tables(ids)
+    leaves = tuple(t.detach().requires_grad_(t.requires_grad) for t in tables)
+    total = torch.zeros((), device=device, dtype=torch.float64)
+    for rows in cut:
+        with autocast(device, precision):
+            value = loss(system, leaves, rows, len(rows.lengths))
+        value.backward()
+        total += value.detach() * len(rows.lengths)
+    reached = [(t, leaf.grad) for t, leaf in zip(tables, leaves, strict=True) if leaf.grad is not None]
+    if reached:
+        torch.autograd.backward([t for t, _ in reached], [g for _, g in reached])
+    if stage.max_grad_norm is not None:
+        torch.nn.utils.clip_grad_norm_(trained, stage.max_grad_norm)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return total
+
+
+def _renumber(rows: Rows, ids: Tensor) -> Rows:
+    """The same rows with items as rows of tables made for ``ids`` (sorted)."""
+    items = torch.where(rows.items > 0, torch.searchsorted(ids, rows.items) + 1, 0)
+    return Rows(items, rows.lengths, torch.searchsorted(ids, rows.targets) + 1, rows.times, rows.has_time)
+
+
+def _weights(system: System) -> dict[str, Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in system.state_dict().items()}
+
+
+def _progress() -> Progress:
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("loss {task.fields[loss]:.4f}"), TimeRemainingColumn())
+    return Progress(*columns, disable=not sys.stderr.isatty(), transient=True)

@@ -1,0 +1,68 @@
+"""Pre-train one system on the merged source domains."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mmm4rec.config import StageSettings
+from mmm4rec.models.base import Rows, System, Tables, build
+from mmm4rec.training.data import load_catalogue, load_events
+from mmm4rec.training.loop import resolve_device, train
+from mmm4rec.training.run import remove_state, write_run
+from mmm4rec.training.scalars import scalars
+
+log = logging.getLogger(__name__)
+
+
+def pretrain(
+    settings: dict[str, Any],
+    domains: list[Path],
+    features: list[Path],
+    out: Path,
+    *,
+    state: Path | None = None,
+    device: str = "auto",
+    tensorboard: Path | None = None,
+) -> None:
+    """Train on every prefix of every user of the sources, nothing held out, with the system's own objective.
+
+    Args:
+        settings: see ``mmm4rec.config.pretrain_settings``.
+        domains: the prepared sources; users never cross them.
+        features: their features, in the same order, for systems that read them.
+        out: the run folder; its weights are those of the last epoch.
+        state: folder for the state of an unfinished training; a killed run goes on from it.
+        device: ``auto``, ``cpu`` or ``cuda``.
+        tensorboard: folder for TensorBoard events.
+
+    Raises:
+        UserError: files, settings or features do not fit the system.
+    """
+    where = resolve_device(device)
+    torch.manual_seed(settings["seed"])
+    events = load_events(domains)
+    catalogue = load_catalogue(events, features, settings["reads"], settings["missing_image"])
+    system = build(settings["model"], settings["settings"], catalogue, pretraining=True).to(where)
+    events = events.to(where)
+    with scalars(tensorboard) as write:
+        history = train(
+            system,
+            events,
+            events.all_rows(),
+            StageSettings(**settings["stage"]),
+            _batch_mean,
+            seed=settings["seed"],
+            time_aware="time" in settings["reads"],
+            whole_catalogue=False,
+            precision=settings["precision"],
+            state_dir=state,
+            on_epoch=write,
+        )
+    write_run(out, settings, system, history, {"rows": len(events.all_rows()), "users": len(events.users)})
+    remove_state(state)
+
+
+def _batch_mean(system: System, tables: Tables, rows: Rows, batch_size: int) -> torch.Tensor:
+    return system.pretrain_loss(tables, rows)

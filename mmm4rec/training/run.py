@@ -1,0 +1,105 @@
+"""A run folder: what pre-training and fine-tuning write, and what is read back from it."""
+
+import csv
+import io
+import logging
+import resource
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from mmm4rec.errors import UserError
+from mmm4rec.io import atomic, write_json, write_text
+from mmm4rec.models.base import System
+from mmm4rec.provenance import environment
+from mmm4rec.training.loop import History
+
+log = logging.getLogger(__name__)
+
+
+def write_run(out: Path, settings: dict[str, Any], system: System, history: History, metrics: dict[str, Any]) -> None:
+    """Write config, weights, history, metrics and environment of a finished training."""
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / "config.json", settings)
+    with atomic(out / "model.safetensors") as part:
+        save_file({k: v.contiguous().cpu() for k, v in system.state_dict().items()}, part)
+    write_history(out / "history.csv", history)
+    modules = ["mmm4rec.training", "mmm4rec.evaluation", "mmm4rec.nn", f"mmm4rec.models.{settings['model']}"]
+    write_json(out / "environment.json", environment(modules) | {"seed": settings["seed"]})
+    write_json(out / "metrics.json", metrics | cost(system, history))
+
+
+def write_history(path: Path, history: History) -> None:
+    """Write an epoch a row."""
+    text = io.StringIO()
+    fields = list(history.epochs[0]) if history.epochs else ["epoch", "loss", "seconds"]
+    writer = csv.DictWriter(text, fields, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(history.epochs)
+    write_text(path, text.getvalue())
+
+
+def cost(system: System, history: History) -> dict[str, Any]:
+    """What the training took: parameters, epochs, seconds (of training and validation), peak memory in MiB."""
+    seconds = [row["seconds"] for row in history.epochs]
+    to_best = history.epochs[: history.best_epoch]
+    on_gpu = next(iter(system.parameters()), torch.empty(0)).is_cuda
+    return {
+        "parameters": sum(p.numel() for p in system.parameters()),
+        "trained_parameters": sum(p.numel() for p in system.parameters() if p.requires_grad),
+        "epochs": len(seconds),
+        "best_epoch": history.best_epoch,
+        "seconds": sum(seconds) + sum(row.get("valid_seconds", 0.0) for row in history.epochs),
+        "seconds_per_epoch": sum(seconds) / len(seconds) if seconds else 0.0,
+        "seconds_to_best": sum(row["seconds"] + row.get("valid_seconds", 0.0) for row in to_best),
+        "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "peak_gpu_memory_mib": torch.cuda.max_memory_allocated() / 2**20 if on_gpu else None,
+    }
+
+
+def load_pretrained(system: System, folder: Path) -> None:
+    """Carry pre-trained weights over: those the system's paper carries over, where names and shapes agree.
+
+    Raises:
+        UserError: nothing fits.
+    """
+    weights = read_weights(folder)
+    own: dict[str, Tensor] = system.state_dict()
+    wanted = {name: w for name, w in weights.items() if system.carried_over(name) and name in own}
+    fitting = {name: w for name, w in wanted.items() if w.shape == own[name].shape}
+    if not fitting:
+        raise UserError(
+            f"{folder}: none of the pre-trained weights fit this system; pre-train it with the same settings"
+        )
+    for name in wanted.keys() - fitting.keys():
+        log.warning(
+            "not carried over, another shape: %s %s here, %s pre-trained",
+            name,
+            tuple(own[name].shape),
+            tuple(wanted[name].shape),
+        )
+    fresh = [name for name in own if name not in fitting]
+    log.info("carried over %d of %d tensors; fresh: %s", len(fitting), len(own), ", ".join(fresh) or "none")
+    system.load_state_dict(fitting, strict=False)
+
+
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """A run's weights.
+
+    Raises:
+        UserError: there are none.
+    """
+    path = folder / "model.safetensors"
+    if not path.exists():
+        raise UserError(f"{path}: no such file; has this run finished?")
+    return load_file(path)
+
+
+def remove_state(state: Path | None) -> None:
+    """Remove the state of a training that is finished and written."""
+    if state:
+        shutil.rmtree(state, ignore_errors=True)

@@ -1,0 +1,209 @@
+import datetime
+import gzip
+import json
+
+import polars as pl
+import pytest
+
+from mmm4rec.data.parse import read_interactions, read_item_flags, read_items, read_metadata, read_ratings
+from mmm4rec.errors import UserError
+
+
+def write(path, content, packed=False):
+    data = content if isinstance(content, bytes) else content.encode()
+    path.write_bytes(gzip.compress(data) if packed else data)
+    return path
+
+
+def lines(*records):
+    return "".join(json.dumps(record) + "\n" for record in records)
+
+
+# ------------------------------------------------------------------------------------------------ ratings
+
+
+def test_ratings_2018(tmp_path):
+    path = write(tmp_path / "r.csv", "0000031852,A2,5.0,1393372800\nB1,A1,1.0,1078531200\r\n")
+    frame = read_ratings(path, 2018)
+    assert frame.columns == ["user", "item", "rating", "timestamp"]
+    assert frame.rows() == [("A2", "0000031852", 5.0, 1393372800), ("A1", "B1", 1.0, 1078531200)]
+
+
+def test_ratings_2023(tmp_path):
+    content = "user_id,parent_asin,rating,timestamp\nA1,B1,5.0,1393372800999\n"
+    frame = read_ratings(write(tmp_path / "r.csv.gz", content, packed=True), 2023)
+    assert frame.rows() == [("A1", "B1", 5.0, 1393372800)]
+
+
+def test_ratings_2023_without_their_header(tmp_path):
+    with pytest.raises(UserError, match=r"line 1: expected user_id,parent_asin,rating,timestamp, found b'B1"):
+        read_ratings(write(tmp_path / "r.csv.gz", "B1,A1,5.0,1393372800\n", packed=True), 2023)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize(
+    "broken",
+    ["B2,A2,3.0", "B2,A2,3.0,4,5", "B2,A2,3.0,soon", "B2,A2,three,4", "B2,,3.0,4", "B2,A2,3.0,", "", "B\xff,A2,3.0,4"],
+)
+def test_a_broken_rating_is_named(tmp_path, broken, packed):
+    content = f"B1,A1,5.0,100\n{broken}\nB3,A3,5.0,100\n".encode("latin-1")
+    with pytest.raises(UserError, match=r"r\.csv, line 2: expected item,user,rating,timestamp .* found b'"):
+        read_ratings(write(tmp_path / "r.csv", content, packed), 2018)
+
+
+def test_the_header_counts_as_a_line(tmp_path):
+    content = "user_id,parent_asin,rating,timestamp\nA1,B1,5.0,never\n"
+    with pytest.raises(UserError, match="line 2: expected user,item,rating,timestamp"):
+        read_ratings(write(tmp_path / "r.csv.gz", content, packed=True), 2023)
+
+
+def test_truncated_and_missing_files(tmp_path):
+    content = "".join(f"B{n},A{n * 7919 % 1000},5.0,{n}\n" for n in range(20_000))
+    packed = gzip.compress(content.encode())
+    for reader in (read_ratings, lambda path, edition: read_metadata(path, edition, set())):
+        with pytest.raises(UserError, match="no such file"):
+            reader(tmp_path / "none.gz", 2018)
+    with pytest.raises(UserError, match=r"r\.csv\.gz: truncated or damaged"):
+        read_ratings(write(tmp_path / "r.csv.gz", packed[: len(packed) // 2]), 2018)
+    packed = gzip.compress(lines(*({"asin": f"B{n}", "rank": n * 7919 % 1000} for n in range(20_000))).encode())
+    with pytest.raises(UserError, match=r"m\.json\.gz: truncated or damaged"):
+        read_metadata(write(tmp_path / "m.json.gz", packed[: len(packed) // 2]), 2018, set())
+
+
+def test_milliseconds_are_noticed(tmp_path):
+    with pytest.raises(UserError, match="milliseconds"):
+        read_ratings(write(tmp_path / "r.csv", "B1,A1,5.0,1393372800000\n"), 2018)
+
+
+# ------------------------------------------------------------------------------------------------ metadata
+
+FRAGMENT = '<span class="a-size-medium a-color-secondary"'
+
+
+def test_metadata_with_all_its_traps(tmp_path):
+    content = lines(
+        {"asin": "B1", "title": FRAGMENT, "brand": "first"},
+        {"asin": "B2", "title": "Two", "brand": "by\n   \n Me &amp; Co", "category": ["A", "B", "A"], "rank": ["x"]},
+        {"asin": "B1", "title": "One", "brand": "second"},
+        {"asin": "B1", "title": "Uno", "brand": "third"},
+        {"asin": "B3", "title": "not wanted"},
+        {"asin": "B4", "title": None, "brand": ["list"], "category": "", "description": ["", ""], "image": []},
+        {"asin": "B4", "title": FRAGMENT, "brand": "later"},
+    )
+    path = write(tmp_path / "m.json.gz", content + "\n", packed=True)
+    present, items = read_metadata(path, 2018, {"B1", "B2", "B4", "B5"})
+    assert present == {"B1", "B2", "B3", "B4"}
+    assert items.sort("item").rows() == [
+        ("B1", "One", "second", None, None, None),
+        ("B2", "Two", "Me & Co", ["A", "B"], None, None),
+        ("B4", None, "list", None, None, None),
+    ]
+
+
+def test_metadata_2023(tmp_path):
+    record = {"parent_asin": "B1", "title": "One", "store": "S", "categories": ["C"], "images": [{"large": "u"}]}
+    present, items = read_metadata(write(tmp_path / "m.jsonl", lines(record)), 2023, {"B1"})
+    assert present == {"B1"}
+    assert items.rows() == [("B1", "One", "S", ["C"], None, "u")]
+
+
+@pytest.mark.parametrize("broken", ["{'asin': 'B2'}", '{"asin": "B2"', '{"title": "x"}', "[1]", '"asin"', b"\xff\xfe"])
+def test_a_broken_metadata_line_is_named(tmp_path, broken):
+    content = lines({"asin": "B1"}).encode() + (broken if isinstance(broken, bytes) else broken.encode()) + b"\n"
+    with pytest.raises(UserError, match=r"m\.json\.gz, line 2: expected a JSON object with 'asin'"):
+        read_metadata(write(tmp_path / "m.json.gz", content, packed=True), 2018, set())
+
+
+# ------------------------------------------------------------------------------------------------ own files
+
+
+@pytest.mark.parametrize(("suffix", "separator"), [(".csv", ","), (".tsv", "\t")])
+def test_own_text_files(tmp_path, suffix, separator):
+    rows = [("item_id", "user_id", "timestamp", "note"), ("10", "u1", "1393372800", "x"), ("9", "u2", "100.0", "")]
+    path = write(tmp_path / f"e{suffix}", "".join(separator.join(row) + "\n" for row in rows))
+    frame = read_interactions(path)
+    assert frame.select("user", "item", "timestamp").rows() == [("u1", 10, 1393372800), ("u2", 9, 100)]
+    assert "note" not in frame.columns
+
+
+def test_leading_zeros_stay(tmp_path):
+    frame = read_interactions(write(tmp_path / "e.csv", "user_id,item_id,position\n1,0010,0\n1,7,1\n"))
+    assert frame["item"].to_list() == ["0010", "7"]
+    assert frame["user"].to_list() == [1, 1]
+
+
+def test_own_parquet_with_dates(tmp_path):
+    noon = datetime.datetime(2020, 1, 1, 12, tzinfo=datetime.timezone(datetime.timedelta(hours=2)))
+    pl.DataFrame({"user_id": ["1"], "item_id": [2], "timestamp": [noon]}).write_parquet(tmp_path / "e.parquet")
+    frame = read_interactions(tmp_path / "e.parquet")
+    assert frame.select("user", "item", "timestamp").rows() == [("1", 2, 1577872800)]
+    pl.DataFrame({"user_id": ["1"], "item_id": [2], "timestamp": [noon.date()]}).write_parquet(tmp_path / "e.parquet")
+    assert read_interactions(tmp_path / "e.parquet")["timestamp"].to_list() == [1577836800]
+
+
+def test_own_timestamps_may_be_missing_beside_positions(tmp_path):
+    frame = pl.DataFrame({"user_id": [1, 1], "item_id": [1, 2], "timestamp": [5.0, float("nan")], "position": [0, 1]})
+    frame.write_parquet(tmp_path / "e.parquet")
+    assert read_interactions(tmp_path / "e.parquet")["timestamp"].to_list() == [5, None]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("user_id,timestamp\n1,1\n", "no column `item_id`; found user_id, timestamp"),
+        ("user_id,item_id\n1,1\n", "neither a column `timestamp` nor a column `position`"),
+        ("user_id,item_id,timestamp\n1,1,1\n,1,1\n", "row 2 below the header: `user_id` is empty"),
+        ("user_id,item_id,timestamp\n1,1,1\n1,1,\n", "row 2 below the header: `timestamp` is empty"),
+        ("user_id,item_id,timestamp\n1,1,1\n1,1,x\n", "row 2 below the header: `timestamp` is not a number"),
+        ("user_id,item_id,position\n1,1,1\n1,1,x\n", "row 2 below the header: `position` is not a number"),
+        ("user_id,item_id,timestamp,rating\n1,1,1,good\n", "row 1 below the header: `rating` is not a number"),
+        ("user_id,item_id,timestamp\n1,1,1600000000000\n", "milliseconds"),
+        ("user_id,item_id,timestamp\n1,1,1,1\n", "cannot be read as csv"),
+        ("", "cannot be read as csv"),
+    ],
+)
+def test_mistakes_in_own_events(tmp_path, content, message):
+    with pytest.raises(UserError, match=message) as caught:
+        read_interactions(write(tmp_path / "e.csv", content))
+    assert str(caught.value).startswith(str(tmp_path / "e.csv"))
+
+
+def test_mistakes_in_own_parquet(tmp_path):
+    with pytest.raises(UserError, match=r"ends in \.parquet, \.csv or \.tsv"):
+        read_interactions(tmp_path / "e.json")
+    with pytest.raises(UserError, match="no such file"):
+        read_interactions(tmp_path / "e.parquet")
+    with pytest.raises(UserError, match="cannot be read as parquet"):
+        read_interactions(write(tmp_path / "e.parquet", "user_id,item_id\n"))
+    pl.DataFrame({"user_id": [1.0], "item_id": [1], "position": [0]}).write_parquet(tmp_path / "e.parquet")
+    with pytest.raises(UserError, match="`user_id` holds Float64; ids are integers or strings"):
+        read_interactions(tmp_path / "e.parquet")
+
+
+def test_own_items(tmp_path):
+    rows = {
+        "item_id": [1, 2],
+        "title": ["A &amp; B", ""],
+        "categories": [["X", "X", "Y"], None],
+        "text": ["given & kept", " "],
+        "image": ["pics/1.jpg", None],
+        "price": [1.0, 2.0],
+    }
+    pl.DataFrame(rows).write_parquet(tmp_path / "i.parquet")
+    assert read_items(tmp_path / "i.parquet").rows() == [
+        ("1", "A & B", None, ["X", "Y"], None, "pics/1.jpg", "given & kept"),
+        ("2", None, None, None, None, None, None),
+    ]
+
+
+def test_own_items_once_each(tmp_path):
+    with pytest.raises(UserError, match="row 3 below the header: `item_id` is an item that stands above already"):
+        read_items(write(tmp_path / "i.csv", "item_id,title\n1,a\n2,b\n1,c\n"))
+
+
+def test_item_flags(tmp_path):
+    frame = pl.DataFrame({"item_id": [1, 2, 3], "image": [[0.5], None, [0.1]]})
+    frame.write_parquet(tmp_path / "f.parquet")
+    assert read_item_flags(tmp_path / "f.parquet", "image") == {"1", "3"}
+    with pytest.raises(UserError, match="no column `picture`"):
+        read_item_flags(tmp_path / "f.parquet", "picture")

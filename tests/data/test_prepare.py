@@ -1,0 +1,178 @@
+import gzip
+import json
+import random
+
+import polars as pl
+import pytest
+
+from mmm4rec.data.prepare import INTERACTIONS, ITEMS, USERS, prepare
+from mmm4rec.errors import UserError
+
+SETTINGS = {
+    "version": 1,
+    "domain": "toys",
+    "amazon": None,
+    "edition": 2018,
+    "k_core": 0,
+    "text_fields": "title_category_brand",
+}
+AMAZON = SETTINGS | {"amazon": "Toys"}
+
+
+def amazon(folder, events, records):
+    """Write raw files: events (item, user, rating, time), records of metadata."""
+    (folder / "Toys.csv").write_text("".join(f"{i},{u},{r},{t}\n" for i, u, r, t in events))
+    packed = gzip.compress("".join(json.dumps(record) + "\n" for record in records).encode())
+    (folder / "meta_Toys.json.gz").write_bytes(packed)
+    return {"ratings": folder / "Toys.csv", "metadata": folder / "meta_Toys.json.gz"}
+
+
+def own(folder, name="events", **columns):
+    pl.DataFrame(columns).write_parquet(folder / f"{name}.parquet")
+    return folder / f"{name}.parquet"
+
+
+def read(out, name):
+    return pl.read_parquet(out / f"{name}.parquet")
+
+
+def statistics(out):
+    return [row[:4] for row in pl.read_csv(out / "statistics.csv").rows()]
+
+
+def test_an_amazon_domain(tmp_path):
+    events = [
+        ("B2", "zoe", 5.0, 300),
+        ("B1", "zoe", 4.0, 200),
+        ("B1", "zoe", 4.0, 200),  # exact duplicate
+        ("B1", "zoe", 3.0, 200),  # another rating: an event of its own
+        ("B9", "amy", 5.0, 100),  # no metadata
+        ("B2", "amy", 5.0, 100),
+        ("B1", "amy", 5.0, 100),  # a tie in time: the file's order counts
+        ("B3", "bob", 1.0, 100),  # alone, falls to the 2-core
+    ]
+    records = [
+        {"asin": "B1", "title": "One", "brand": "Maker", "category": ["Toys"], "imageURL": ["http://x/1.jpg"]},
+        {"asin": "B2", "title": "Two"},
+        {"asin": "B3", "title": "Three"},
+        {"asin": "B7", "title": "Seven"},
+    ]
+    out = tmp_path / "out"
+    prepare(AMAZON | {"k_core": 2}, out, **amazon(tmp_path, events, records))
+    assert statistics(out) == [
+        ("raw", 3, 4, 8),
+        ("deduplicated", 3, 4, 7),
+        ("with_metadata", 3, 3, 6),
+        ("k_core", 2, 2, 5),
+    ]
+    assert (out / "statistics.csv").read_text().splitlines()[-1] == "k_core,2,2,5,2.50"
+    assert read(out, "users").rows() == [(1, "zoe"), (2, "amy")]
+    assert read(out, "items").select("item_id", "item", "text", "image").rows() == [
+        (1, "B1", "One. Toys. Maker.", "http://x/1.jpg"),
+        (2, "B2", "Two.", None),
+    ]
+    assert read(out, "interactions").rows() == [
+        (1, 1, 0, 200),
+        (1, 1, 1, 200),
+        (1, 2, 2, 300),
+        (2, 2, 0, 100),
+        (2, 1, 1, 100),
+    ]
+
+
+def test_files_have_the_documented_types(tmp_path):
+    events = own(tmp_path, user_id=[1], item_id=[1], position=[0])
+    prepare(SETTINGS, tmp_path / "out", interactions=events)
+    for name, schema in {"interactions": INTERACTIONS, "items": ITEMS, "users": USERS}.items():
+        table = pl.read_parquet(tmp_path / "out" / f"{name}.parquet", use_pyarrow=True).to_arrow()
+        assert table.schema.names == schema.names
+    assert read(tmp_path / "out", "interactions").schema == {
+        "user_id": pl.Int32,
+        "item_id": pl.Int32,
+        "position": pl.Int32,
+        "timestamp": pl.Int64,
+    }
+
+
+def test_own_events_with_positions(tmp_path):
+    events = own(
+        tmp_path,
+        user_id=[7, 7, 7, 3],
+        item_id=[10, 9, 10, 10],
+        position=[5, 1, 5, 0],
+        timestamp=[None, 100, 50, 60],
+    )
+    prepare(SETTINGS, tmp_path / "out", interactions=events)
+    # The repeated position is no duplicate to drop; items in order of value; users in order of appearance.
+    assert read(tmp_path / "out", "users").rows() == [(1, "7"), (2, "3")]
+    assert read(tmp_path / "out", "items")["item"].to_list() == ["9", "10"]
+    assert read(tmp_path / "out", "interactions").rows() == [
+        (1, 1, 0, 100),
+        (1, 2, 1, None),
+        (1, 2, 2, 50),
+        (2, 2, 0, 60),
+    ]
+    assert statistics(tmp_path / "out") == [("raw", 2, 2, 4), ("k_core", 2, 2, 4)]
+
+
+def test_own_events_with_timestamps_lose_duplicates(tmp_path):
+    events = own(tmp_path, user_id=["a", "a", "a"], item_id=["x", "x", "x"], timestamp=[1, 1, 2])
+    prepare(SETTINGS, tmp_path / "out", interactions=events)
+    assert statistics(tmp_path / "out") == [("raw", 1, 1, 3), ("deduplicated", 1, 1, 2), ("k_core", 1, 1, 2)]
+
+
+def test_own_items_are_no_filter(tmp_path):
+    events = own(tmp_path, user_id=[1, 1, 1], item_id=[1, 2, 3], position=[0, 1, 2])
+    items = own(tmp_path, "items", item_id=[3, 1, 8], title=["Three", "One", "Eight"], text=[None, "given", None])
+    prepare(SETTINGS, tmp_path / "out", interactions=events, items=items)
+    assert read(tmp_path / "out", "items").select("item", "text", "title").rows() == [
+        ("1", "given", "One"),
+        ("2", None, None),
+        ("3", "Three.", "Three"),
+    ]
+
+
+def test_the_released_reading_falls_back_to_the_asin(tmp_path):
+    settings = AMAZON | {"text_fields": "title_brand_description"}
+    prepare(settings, tmp_path / "out", **amazon(tmp_path, [("B1", "u", 1.0, 1)], [{"asin": "B1", "title": ""}]))
+    assert read(tmp_path / "out", "items")["text"].to_list() == ["Asin: B1 ;"]
+
+
+def test_only_items_with_an_image(tmp_path):
+    # Item 3 has no image; without it user 2 has one event only, and then item 2 has one event only.
+    events = own(tmp_path, user_id=[1, 1, 1, 2, 2, 2], item_id=[1, 1, 2, 2, 3, 3], position=[0, 1, 2, 0, 1, 2])
+    flags = own(tmp_path, "features", item_id=[1, 2, 3], image=[[1.0], [2.0], None])
+    settings = SETTINGS | {"k_core": 2, "with_image": True}
+    prepare(settings, tmp_path / "out", interactions=events, with_image_from=flags)
+    expected = [("raw", 2, 3, 6), ("k_core", 2, 3, 6), ("with_image", 2, 2, 4), ("k_core_with_image", 1, 1, 2)]
+    assert statistics(tmp_path / "out") == expected
+    items = own(tmp_path, "items", item_id=[1, 2], image=["1.jpg", "http://x/2.jpg"])
+    prepare(settings, tmp_path / "again", interactions=events, items=items)
+    assert statistics(tmp_path / "again") == expected
+
+
+def test_nothing_left(tmp_path):
+    events = own(tmp_path, user_id=[1], item_id=[1], timestamp=[0])
+    with pytest.raises(
+        UserError, match=r"'toys': no event is left after `k_core: 5` \(stage deduplicated before it: 1"
+    ):
+        prepare(SETTINGS | {"k_core": 5}, tmp_path / "out", interactions=events)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_empty_file(tmp_path):
+    (tmp_path / "events.csv").write_text("user_id,item_id,timestamp\n")
+    with pytest.raises(UserError, match="no event is left"):
+        prepare(SETTINGS, tmp_path / "out", interactions=tmp_path / "events.csv")
+
+
+def test_the_same_bytes_every_time(tmp_path):
+    draw = random.Random(0)
+    events = [(f"B{draw.randrange(300)}", f"u{draw.randrange(2000)}", 5.0, draw.randrange(9)) for _ in range(20_000)]
+    raw = amazon(tmp_path, events, [{"asin": f"B{n}", "title": f"Toy {n}"} for n in range(290)])
+    for name in ("a", "b"):
+        prepare(AMAZON | {"k_core": 5}, tmp_path / name, **raw)
+    names = sorted(path.name for path in (tmp_path / "a").iterdir())
+    assert names == ["interactions.parquet", "items.parquet", "statistics.csv", "users.parquet"]
+    for name in names:
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()

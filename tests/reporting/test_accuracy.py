@@ -1,0 +1,112 @@
+import csv
+import doctest
+from pathlib import Path
+
+import pytest
+
+from mmm4rec.errors import UserError
+from mmm4rec.io import write_json
+from mmm4rec.reporting import accuracy
+from mmm4rec.reporting.published import published
+
+COST = {
+    "epochs": 3,
+    "best_epoch": 2,
+    "seconds": 9.0,
+    "seconds_per_epoch": 3.0,
+    "parameters": 10,
+    "peak_memory_mib": 100.0,
+    "users": 4,
+    "time": False,
+}
+
+
+def write_run(root: Path, system: str, seed: int, value: float, dataset="scientific", **config) -> Path:
+    path = root / dataset / system / str(seed)
+    settings = {"domain": dataset, "system": system, "seed": seed, "reads": ["ids"], "pretrained": False}
+    settings |= {"mask_seen": False, "settings": {}}
+    write_json(path / "config.json", settings | config)
+    metrics = dict.fromkeys(("recall@10", "recall@50", "ndcg@10", "ndcg@50"), value)
+    write_json(path / "metrics.json", {"test": metrics, **COST})
+    return path
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(path.read_text().splitlines()))
+
+
+def test_docstrings():
+    assert doctest.testmod(accuracy).failed == 0
+
+
+def test_means_improvement_and_print(tmp_path):
+    runs = [
+        write_run(tmp_path, "pop", 1, 0.02),
+        write_run(tmp_path, "sasrec", 1, 0.08),
+        write_run(tmp_path, "sasrec", 2, 0.10),
+        write_run(tmp_path, "mmm4rec", 1, 0.12),
+    ]
+    out = tmp_path / "tables" / "table2.csv"
+    accuracy.write_accuracy_table(2, runs, out, systems=["pop", "sasrec", "mmm4rec"])
+    wide = read(out)
+    assert [row["metric"] for row in wide] == ["recall@10", "recall@50", "ndcg@10", "ndcg@50"]
+    assert wide[0] == {
+        "dataset": "scientific",
+        "metric": "recall@10",
+        "pop": "0.020000",
+        "sasrec": "0.090000",
+        "mmm4rec": "0.120000",
+        "improvement": "33.33",
+    }
+    long = read(out.with_name("table2_runs.csv"))
+    assert len(long) == 16
+    assert [row["published"] for row in long if row["system"] == "sasrec"][:4] == ["0.108", "0.2042", "0.0553", "0.076"]
+    assert {row["published"] for row in long if row["system"] == "pop"} == {""}
+    text = out.with_suffix(".md").read_text()
+    assert "0.0900 ± 0.0141" in text
+    assert "**0.1200**" in text
+    assert "| | print |  | 0.1080 | 0.1348 |" in text
+
+
+def test_no_improvement_is_a_dash(tmp_path):
+    runs = [write_run(tmp_path, "sasrec", 1, 0.2), write_run(tmp_path, "mmm4rec", 1, 0.1)]
+    accuracy.write_accuracy_table(2, runs, tmp_path / "t.csv", systems=["sasrec", "mmm4rec"])
+    assert {row["improvement"] for row in read(tmp_path / "t.csv")} == {"-"}
+
+
+def test_several_datasets_keep_their_own_columns(tmp_path):
+    runs = [write_run(tmp_path, "sasrec", 1, 0.2), write_run(tmp_path, "sasrec", 1, 0.3, dataset="my_shop")]
+    accuracy.write_accuracy_table(2, runs, tmp_path / "t.csv", systems=["sasrec"])
+    assert [(r["dataset"], r["sasrec"]) for r in read(tmp_path / "t.csv")][::4] == [
+        ("scientific", "0.200000"),
+        ("my_shop", "0.300000"),
+    ]
+
+
+def test_a_missing_run_is_named(tmp_path):
+    run = write_run(tmp_path, "sasrec", 1, 0.2)
+    with pytest.raises(UserError, match="no finished run of pop on scientific"):
+        accuracy.write_accuracy_table(2, [run], tmp_path / "t.csv", systems=["pop", "sasrec"])
+    with pytest.raises(UserError, match="has not finished"):
+        accuracy.write_accuracy_table(2, [tmp_path / "nothing"], tmp_path / "t.csv", systems=["sasrec"])
+    assert not (tmp_path / "t.csv").exists()
+
+
+def test_a_leak_is_said_in_the_caption(tmp_path):
+    run = write_run(tmp_path, "mmm4rec", 1, 0.2, settings={"target_time_in_row": True})
+    accuracy.write_accuracy_table(2, [run], tmp_path / "t.csv", systems=["mmm4rec"])
+    assert "The time of the target is in the rows of mmm4rec" in (tmp_path / "t.md").read_text()
+
+
+def test_slips_of_print_are_marked(tmp_path):
+    run = write_run(tmp_path, "mmm4rec_noid", 1, 0.2)
+    accuracy.write_accuracy_table(3, [run], tmp_path / "t.csv", systems=["mmm4rec_noid"])
+    text = (tmp_path / "t.md").read_text()
+    assert "0.0929\\*" in text
+    assert "0.0944" in text
+
+
+def test_published_numbers_are_all_there():
+    assert len(published(2)) == 5 * 10 * 4
+    assert len(published(3)) == 5 * 9 * 4
+    assert published(2)["pantry", "mmm4rec", "ndcg@10"] == 0.0481

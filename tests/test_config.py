@@ -1,0 +1,348 @@
+"""The typed configuration: what is accepted, what one sentence says where it is not, and what each step gets."""
+
+import json
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mmm4rec import config as module
+from mmm4rec.config import (
+    Config,
+    embed_settings,
+    features_path,
+    finetune_settings,
+    json_schema,
+    load_config,
+    parse_config,
+    prepare_settings,
+    pretrain_key,
+    pretrain_settings,
+    read_system,
+    resolve_system,
+    system_keys,
+    table_systems,
+)
+from mmm4rec.errors import UserError
+from mmm4rec.versions import VERSIONS
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def values(**changes):
+    """A small configuration, as YAML would give it."""
+    base = {
+        "targets": ["shop"],
+        "systems": ["pop", "sasrec"],
+        "domains": {"shop": {"interactions": "events.csv"}, "food": {"amazon": "Grocery_and_Gourmet_Food"}},
+    }
+    return base | changes
+
+
+def error(changes):
+    with pytest.raises(UserError) as caught:
+        parse_config(values(**changes), "mine.yaml")
+    message = str(caught.value)
+    assert "\n" not in message
+    assert message.startswith(("mine.yaml: ", "settings."))
+    return message
+
+
+@pytest.fixture
+def own_systems(tmp_path, monkeypatch):
+    """Settings files of invented systems, in place of the project's."""
+    monkeypatch.setattr(module, "SYSTEMS_DIR", tmp_path)
+    stage = {"learning_rate": 0.001, "batch_size": 8, "epochs": 3}
+    files = {
+        "sasrec": {
+            "name": "A",
+            "version": 4,
+            "reads": ["ids", "text"],
+            "tables": [2],
+            "model": "a",
+            "settings": {"width": 8, "layers": 2},
+            "released": {"layers": 1},
+            "pretrain": stage,
+            "released_pretrain": {"learning_rate": 0.5},
+            "finetune": stage,
+        },
+        "sasrec_t": {
+            "base": "sasrec",
+            "name": "A (text)",
+            "reads": ["text"],
+            "tables": [3],
+            "settings": {"width": 16},
+            "pretrained_as": "sasrec",
+        },
+        "pop": {"name": "P", "reads": ["ids"], "tables": [2], "model": "p"},
+    }
+    for key, value in files.items():
+        (tmp_path / f"{key}.yaml").write_text(yaml.safe_dump(value))
+    return tmp_path
+
+
+# ------------------------------------------------------------------------------------------------ config.yaml
+
+
+def test_defaults():
+    config = parse_config(values())
+    assert config.seeds == [2020, 2021, 2022]
+    assert (config.results, config.raw) == (Path("results"), Path("data/raw"))
+    assert (config.preset, config.device, config.gate, config.offline) == ("paper", "auto", "error", False)
+    assert config.sources == []
+    assert config.domains["shop"].k_core == 5
+    assert config.domains["food"].edition == 2018
+    assert config.data_switches == {"text_fields": "title_category_brand", "missing_image": "zero"}
+
+
+def test_preset_sets_switches_and_own_choices_win():
+    released = parse_config(values(preset="released", sources=[], targets=["food"]))
+    assert released.data_switches == {"text_fields": "title_brand_description", "missing_image": "white"}
+    mixed = parse_config(values(preset="released", missing_image="mask"))
+    assert mixed.data_switches == {"text_fields": "title_brand_description", "missing_image": "mask"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"sedes": [1]}, "sedes: unknown key; check its spelling"),
+        ({"domains": {"shop": {"interaction": "x.csv"}}}, "domains.shop.interaction: unknown key"),
+        ({"targets": ["shoop"]}, "`targets` names the domain 'shoop', which `domains` does not define (shop, food)"),
+        ({"sources": ["music"]}, "`sources` names the domain 'music'"),
+        ({"sources": ["shop"]}, "shop cannot be in `sources` and in `targets`: the test items would leak"),
+        ({"systems": ["sasrek"]}, "unknown system 'sasrek'; known: pop, sasrec"),
+        ({"settings": {"sasrek": {}}}, "unknown system 'sasrek'"),
+        ({"targets": []}, "targets: List should have at least 1 item"),
+        ({"targets": ["shop", "shop"]}, "targets: an entry stands twice"),
+        ({"seeds": [1, 1]}, "seeds: an entry stands twice"),
+        ({"seeds": ["one"]}, "seeds.0: Input should be a valid integer"),
+        ({"device": "tpu"}, "device: Input should be 'auto', 'cpu' or 'cuda'"),
+        ({"finetune": {"epochs": 0}}, "finetune.epochs: Input should be greater than or equal to 1"),
+        ({"finetune": {"epoch": 3}}, "finetune.epoch: unknown key"),
+        ({"encoder": {"name": "precomputed"}}, "`name: precomputed` is taken"),
+        ({"encoder": {"name": "../x"}}, "encoder.name: String should match pattern"),
+        ({"domains": {"my/shop": {"interactions": "x"}}}, "domains.my/shop.[key]: String should match pattern"),
+        ({"domains": {"shop": {}}}, "domains.shop: name either `amazon` or `interactions`"),
+        ({"domains": {"shop": {"amazon": "X", "interactions": "x"}}}, "not both and not neither"),
+        ({"domains": {"shop": {"amazon": "X", "items": "x"}}}, "`items` belongs to own `interactions`"),
+        ({"domains": {"shop": {"amazon": "X", "edition": 2019}}}, "domains.shop.edition: Input should be 2018 or 2023"),
+        ({"domains": {"shop": {"interactions": "x", "k_core": -1}}}, "domains.shop.k_core: "),
+        (
+            {"domains": {"shop": {"interactions": "x", "features": {}}}},
+            "name a file for `text`, for `image` or for both",
+        ),
+        (
+            {"domains": {"shop": {"interactions": "x", "with_image": True, "features": {"text": "t"}}}},
+            "`with_image` would leave nothing: the `features` hold no images",
+        ),
+        (
+            {"preset": "released", "domains": {"shop": {"interactions": "x", "features": "f.parquet"}}},
+            "`missing_image: white` (so in `preset: released`) is an image to be encoded",
+        ),
+        ({"settings": {"sasrec": {"layer": 1}}}, "settings.sasrec.layer: unknown key; known: "),
+        ({"settings": {"sasrec": {"finetune": {"epoch": 1}}}}, "settings.sasrec: finetune.epoch: unknown key"),
+        ({"settings": {"sasrec": {"finetune": 3}}}, "settings.sasrec.finetune: expected keys and values, found 3"),
+        ({"settings": {"pop": {"finetune": {"epochs": 3}}}}, "settings.pop.finetune: pop has no such stage"),
+    ],
+)
+def test_a_mistake_is_one_sentence_that_names_the_key(changes, expected):
+    assert expected in error(changes)
+
+
+def test_every_mistake_is_told_at_once():
+    message = error({"device": "tpu", "sedes": [1]})
+    assert "device: " in message
+    assert "sedes: " in message
+
+
+def test_white_images_are_fine_for_domains_that_are_not_used():
+    unused = {"other": {"interactions": "x", "features": "f.parquet"}, **values()["domains"]}
+    assert parse_config(values(preset="released", domains=unused)).data_switches["missing_image"] == "white"
+
+
+@given(st.dictionaries(st.text(max_size=8), st.none() | st.integers() | st.text(max_size=5) | st.lists(st.integers())))
+def test_whatever_is_written_ends_in_a_configuration_or_a_user_error(extra):
+    with suppress(UserError):  # any other exception fails
+        assert isinstance(parse_config(values() | extra), Config)
+
+
+def test_files_are_merged_key_by_key_and_lists_are_replaced(tmp_path):
+    (tmp_path / "a.yaml").write_text(yaml.safe_dump(values(seeds=[1, 2], images={"tries": 2, "timeout": 5})))
+    (tmp_path / "b.yaml").write_text("seeds: [3]\nimages: {tries: 4}\ndomains: {new: {amazon: X}}\n")
+    config = load_config(tmp_path / "a.yaml", tmp_path / "b.yaml")
+    assert config.seeds == [3]
+    assert (config.images.tries, config.images.timeout) == (4, 5.0)
+    assert set(config.domains) == {"shop", "food", "new"}
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [(None, "no such file"), ("a: [1", "not valid YAML"), ("- 1", "expected keys and values, found list")],
+)
+def test_unreadable_files(tmp_path, text, expected):
+    path = tmp_path / "c.yaml"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(UserError, match=expected) as caught:
+        load_config(path)
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("path", [ROOT / "config.yaml", *sorted((ROOT / "config/examples").glob("*.yaml"))], ids=str)
+def test_the_configurations_in_the_repository_are_valid(path):
+    config = load_config(ROOT / "config.yaml", *([path] if path.parent != ROOT else []))
+    assert set(config.targets) <= set(config.domains)
+
+
+def test_the_paper_run_has_the_paper_s_domains():
+    config = load_config(ROOT / "config.yaml")
+    assert config.sources == ["food", "cds", "kindle", "movies", "home"]
+    assert config.targets == ["scientific", "pantry", "instruments", "arts", "office"]
+    assert {name for name, domain in config.domains.items() if domain.amazon and domain.edition == 2018} == {
+        *config.sources,
+        *config.targets,
+    }
+
+
+def test_the_schema_in_the_repository_is_generated_from_the_typed_configuration():
+    written = json.loads((ROOT / "workflow/schemas/config.schema.json").read_text(encoding="utf-8"))
+    assert written == json_schema(), "run `make schema`"
+    assert written["additionalProperties"] is False
+    assert {"targets", "systems", "domains"} == set(written["required"])
+
+
+# ------------------------------------------------------------------------------------------------ systems
+
+
+def test_every_settings_file_is_valid_and_its_key_is_in_order():
+    keys = system_keys()
+    assert keys[:2] == ["pop", "sasrec"]
+    for key in keys:
+        assert read_system(key).name
+
+
+def test_keys_stand_in_the_tables_order(own_systems):
+    (own_systems / "unknown.yaml").write_text("{}")
+    assert system_keys() == ["pop", "sasrec", "sasrec_t", "unknown"]
+
+
+def test_a_based_system_inherits_and_overrides(own_systems):
+    system = read_system("sasrec_t")
+    assert (system.name, system.model, system.version, system.reads) == ("A (text)", "a", 4, ["text"])
+    assert system.settings == {"width": 16, "layers": 2}
+    assert system.finetune == read_system("sasrec").finetune
+
+
+def test_a_circle_of_bases_is_told(own_systems):
+    (own_systems / "a.yaml").write_text("base: b")
+    (own_systems / "b.yaml").write_text("base: a")
+    with pytest.raises(UserError, match=r"a\.yaml: `base` goes round in a circle: a -> b -> a"):
+        read_system("a")
+
+
+def test_what_wins_over_what(own_systems):
+    """System's own < preset < global override < override of this system."""
+    released = {"preset": "released", "missing_image": "zero"}
+    changes = {
+        "finetune": {"epochs": 7, "batch_size": 64},
+        "settings": {"sasrec": {"width": 32, "finetune": {"epochs": 9}}},
+    }
+    plain = resolve_system(parse_config(values()), "sasrec")
+    assert (plain.settings, plain.finetune.epochs) == ({"width": 8, "layers": 2}, 3)
+    assert plain.pretrain.learning_rate == 0.001
+    changed = resolve_system(parse_config(values(**released, **changes)), "sasrec")
+    assert changed.settings == {"width": 32, "layers": 1}
+    assert (changed.finetune.epochs, changed.finetune.batch_size) == (9, 64)
+    assert (changed.pretrain.epochs, changed.pretrain.learning_rate) == (3, 0.5)
+    other = resolve_system(parse_config(values(systems=["sasrec_t"], **changes)), "sasrec_t")
+    assert (other.settings["width"], other.finetune.epochs) == (16, 7)
+
+
+def test_tables_hold_the_configured_systems_in_the_papers_order(own_systems):
+    config = parse_config(values(systems=["sasrec_t", "sasrec", "pop"]))
+    assert table_systems(config, 2) == ["pop", "sasrec"]
+    assert table_systems(config, 3) == ["sasrec_t"]
+    assert table_systems(config, 4) == []
+
+
+# ------------------------------------------------------------------------------------------------ steps
+
+
+def test_settings_of_prepare():
+    config = parse_config(values(domains={"shop": {"amazon": "X", "edition": 2023, "k_core": 0}}))
+    assert prepare_settings(config, "shop") == {
+        "version": VERSIONS["prepare"],
+        "domain": "shop",
+        "amazon": "X",
+        "edition": 2023,
+        "k_core": 0,
+        "with_image": False,
+        "text_fields": "title_category_brand",
+    }
+
+
+def test_settings_and_place_of_features():
+    own = {"shop": {"interactions": "x", "features": {"text": "t", "image": "i"}, "missing_features": "error"}}
+    config = parse_config(values(domains=own | values()["domains"] | own, results="r"))
+    assert embed_settings(config, "shop") == {"version": VERSIONS["import_features"], "missing_features": "error"}
+    assert features_path(config, "shop") == Path("r/features/precomputed/shop.parquet")
+    assert config.domains["shop"].image_features == Path("i")
+    assert embed_settings(config, "food") == {
+        "version": VERSIONS["embed"],
+        "encoder": "hf-hub:timm/ViT-B-16-SigLIP",
+        "precision": "bf16",
+        "missing_image": "zero",
+        "missing_features": "zero",
+    }
+    assert features_path(config, "food") == Path("r/features/siglip/food.parquet")
+
+
+def test_pretrained_weights_are_those_of_the_named_system_and_only_with_sources(own_systems):
+    config = parse_config(values(sources=["food"], systems=["pop", "sasrec", "sasrec_t"]))
+    assert [pretrain_key(config, key) for key in ("pop", "sasrec", "sasrec_t")] == [None, "sasrec", "sasrec"]
+    scratch = parse_config(values(systems=["sasrec"]))
+    assert pretrain_key(scratch, "sasrec") is None
+    assert finetune_settings(scratch, "sasrec", "shop", 1)["pretrained"] is False
+    settings = pretrain_settings(config, "sasrec")
+    assert (settings["version"], settings["sources"], settings["seed"]) == ([VERSIONS["pretrain"], 4], ["food"], 2020)
+
+
+def test_settings_of_a_run():
+    settings = finetune_settings(parse_config(values(mask_seen=True)), "sasrec", "shop", 7)
+    assert (settings["system"], settings["domain"], settings["seed"]) == ("sasrec", "shop", 7)
+    assert settings["mask_seen"] is True
+    assert settings["stage"]["stop_metric"] == "ndcg@10"
+    assert finetune_settings(parse_config(values()), "pop", "shop", 7)["stage"] is None
+    json.dumps(settings)
+
+
+@pytest.mark.parametrize(
+    ("category", "metric"),
+    [("Prime_Pantry", "recall@10"), ("Industrial_and_Scientific", "recall@10"), ("X", "ndcg@10")],
+)
+def test_released_runs_stopped_on_recall_for_two_domains(category, metric):
+    domains = {"shop": {"amazon": category}}
+    config = parse_config(values(domains=domains, preset="released"))
+    assert finetune_settings(config, "sasrec", "shop", 1)["stage"]["stop_metric"] == metric
+    plain = parse_config(values(domains=domains))
+    assert finetune_settings(plain, "sasrec", "shop", 1)["stage"]["stop_metric"] == "ndcg@10"
+
+
+@settings(max_examples=20)
+@given(
+    device=st.sampled_from(["auto", "cpu", "cuda"]),
+    offline=st.booleans(),
+    tries=st.integers(1, 9),
+    batch=st.integers(1),
+)
+def test_what_changes_no_output_is_in_no_step_s_settings(device, offline, tries, batch):
+    """Else a changed device would retrain everything."""
+    plain = parse_config(values(sources=["food"]))
+    changed = {"device": device, "offline": offline, "images": {"tries": tries}, "encoder": {"batch_size": batch}}
+    config = parse_config(values(sources=["food"], **changed))
+    assert prepare_settings(config, "shop") == prepare_settings(plain, "shop")
+    assert embed_settings(config, "food") == embed_settings(plain, "food")
+    assert finetune_settings(config, "sasrec", "shop", 1) == finetune_settings(plain, "sasrec", "shop", 1)

@@ -1,0 +1,145 @@
+"""Pre-training and fine-tuning from files to files."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from mmm4rec.config import Config, finetune_settings, pretrain_settings
+from mmm4rec.errors import UserError
+from mmm4rec.evaluation.metrics import summarise
+from mmm4rec.features.store import write_features
+from mmm4rec.recommend import recommend
+from mmm4rec.training.finetune import finetune
+from mmm4rec.training.pretrain import pretrain
+from mmm4rec.training.run import load_pretrained, read_weights
+
+SMALL = {"hidden_size": 16, "head_size": 8, "state_size": 4, "inner_size": 16, "max_length": 6, "dropout": 0.1}
+
+
+@pytest.fixture
+def config():
+    stage = {"epochs": 2, "batch_size": 32, "accumulate": 1}
+    return Config(
+        targets=["shop"],
+        sources=["other"],
+        systems=["pop", "sasrec", "mmm4rec", "mmm4rec_noid"],
+        domains={"shop": {"interactions": "shop.csv"}, "other": {"interactions": "other.csv"}},
+        pretrain=stage,
+        finetune=stage,
+        settings={"mmm4rec": SMALL, "mmm4rec_noid": SMALL},
+    )
+
+
+def sequences(seed, users=30, items=12):
+    generator = np.random.default_rng(seed)
+    return [[int((s + k) % items) + 1 for k in range(n)] for s, n in generator.integers([0, 3], [items, 8], (users, 2))]
+
+
+def features(path: Path, domain: Path, width=8, seed=0) -> Path:
+    items = pq.read_table(domain / "items.parquet")
+    n = items.num_rows
+    generator = np.random.default_rng(seed)
+    text, image = (generator.normal(size=(n, width)).astype(np.float16) for _ in range(2))
+    has_image = np.arange(n) % 3 > 0
+    write_features(
+        path, items["item_id"].to_numpy(), items["item"].to_pylist(), text, np.ones(n, bool), image, has_image, {}
+    )
+    return path
+
+
+@pytest.fixture
+def shop(make_domain):
+    return make_domain(sequences(0), name="shop")
+
+
+def test_pop_counts_training_events_only(config, make_domain, tmp_path):
+    # items 1 and 2 are the training events; 3 is only ever validated, 4 only ever tested
+    shop = make_domain([[1, 2, 3, 4], [1, 1, 3, 4]], name="tiny")
+    finetune(finetune_settings(config, "pop", "shop", 1), shop, None, None, tmp_path / "run")
+    assert pq.read_table(tmp_path / "run" / "ranks.parquet")["rank"].to_pylist() == [4, 4]
+    assert load_file(tmp_path / "run" / "model.safetensors")["popularity"].flatten().tolist() == [0, 3, 1, 0, 0]
+
+
+def test_a_run_folder_is_complete_and_agrees_with_its_ranks(config, shop, tmp_path):
+    out = tmp_path / "run"
+    finetune(finetune_settings(config, "sasrec", "shop", 1), shop, None, None, out, state=tmp_path / "state")
+    names = {"config.json", "model.safetensors", "history.csv", "metrics.json", "ranks.parquet", "environment.json"}
+    assert {p.name for p in out.iterdir()} == names
+    assert not (tmp_path / "state").exists()
+    metrics = json.loads((out / "metrics.json").read_text())
+    ranks = pq.read_table(out / "ranks.parquet")
+    assert metrics["test"] == summarise(ranks["rank"].to_numpy())
+    assert ranks["user_id"].to_pylist() == list(range(1, 31))
+    assert metrics["epochs"] == 2
+    history = list(csv.DictReader((out / "history.csv").read_text().splitlines()))
+    assert [row["epoch"] for row in history] == ["1", "2"]
+    assert float(history[0]["loss"]) > 0
+    assert json.loads((out / "environment.json").read_text())["seed"] == 1
+
+
+def test_the_same_seed_gives_the_same_ranks(config, shop, tmp_path):
+    settings = finetune_settings(config, "sasrec", "shop", 1)
+    for name in ("a", "b"):
+        finetune(settings, shop, None, None, tmp_path / name)
+    a, b = (pq.read_table(tmp_path / name / "ranks.parquet") for name in ("a", "b"))
+    assert a.equals(b)
+
+
+@pytest.fixture
+def pretrained(config, make_domain, tmp_path):
+    other = make_domain(sequences(1, items=9), name="other")
+    features(tmp_path / "other.parquet", other)
+    pretrain(pretrain_settings(config, "mmm4rec"), [other], [tmp_path / "other.parquet"], tmp_path / "pre")
+    return tmp_path / "pre"
+
+
+def test_transfer_carries_everything_but_ids(config, shop, pretrained, tmp_path):
+    given = features(tmp_path / "shop.parquet", shop, seed=3)
+    assert not any("bias_table" in name for name in read_weights(pretrained))
+    for system in ("mmm4rec", "mmm4rec_noid"):
+        settings = finetune_settings(config, system, "shop", 1)
+        assert settings["pretrained"]
+        finetune(settings, shop, given, pretrained, tmp_path / system)
+        metrics = json.loads((tmp_path / system / "metrics.json").read_text())
+        assert metrics["parameters"] == metrics["trained_parameters"]
+    with_id, without = (
+        json.loads((tmp_path / s / "metrics.json").read_text())["parameters"] for s in ("mmm4rec", "mmm4rec_noid")
+    )
+    assert with_id - without == 2 * 12 * 16
+
+
+def test_weights_that_fit_nothing_are_refused(config, shop, tmp_path):
+    finetune(finetune_settings(config, "pop", "shop", 1), shop, None, None, tmp_path / "pop")
+    system = torch.nn.Linear(2, 2)
+    system.carried_over = lambda name: True
+    with pytest.raises(UserError, match="none of the pre-trained weights fit"):
+        load_pretrained(system, tmp_path / "pop")
+
+
+def test_features_are_asked_for_before_training(config, shop, tmp_path):
+    with pytest.raises(UserError, match="give it the domain's features"):
+        finetune(finetune_settings(config, "mmm4rec", "shop", 1), shop, None, None, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_features_of_another_domain_are_refused(config, shop, make_domain, tmp_path):
+    other = make_domain(sequences(1, items=9), name="other")
+    given = features(tmp_path / "other.parquet", other)
+    with pytest.raises(UserError, match="features for 9 items, the domains have 12"):
+        finetune(finetune_settings(config, "mmm4rec", "shop", 1), shop, given, None, tmp_path / "run")
+
+
+def test_recommendations_in_the_users_own_ids(config, shop, tmp_path):
+    finetune(finetune_settings(config, "sasrec", "shop", 1), shop, None, None, tmp_path / "run")
+    best = recommend(tmp_path / "run", ["item-1", "item-2"], 5)
+    assert len(best) == 5
+    assert not {"item-1", "item-2"} & {item for item, _ in best}
+    assert [s for _, s in best] == sorted((s for _, s in best), reverse=True)
+    with pytest.raises(UserError, match="unknown items in the history: nothing"):
+        recommend(tmp_path / "run", ["item-1", "nothing"], 5)

@@ -1,0 +1,256 @@
+"""The workflow as a user calls it: what runs, what does not run again, and what a mistake looks like."""
+
+import csv
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+EXAMPLE = ROOT / "config/examples/own_domain.yaml"
+RUNS = "results/my_shop/runs/my_shop"
+#: a training of a moment, whatever the system's own settings are
+QUICK = {
+    "device": "cpu",
+    "finetune": {"epochs": 2, "batch_size": 64, "learning_rate": 0.01},
+    "systems": ["pop", "sasrec"],
+}
+
+
+def command(folder, *arguments, example=EXAMPLE, **changes):
+    """A call of Snakemake in ``folder``, with the paper's configuration, an example and further changes over it."""
+    own = folder / "changes.yaml"
+    own.write_text(yaml.safe_dump(changes))
+    configs = [ROOT / "config.yaml", *([example] if example else []), own]
+    where = ["--snakefile", ROOT / "Snakefile", "--directory", folder]
+    arguments = [*arguments, *where, "--configfile", *configs, "--cores", "2"]
+    return [sys.executable, "-m", "snakemake", *map(str, arguments)]
+
+
+def snakemake(folder, *arguments, **changes):
+    """Its return code and everything it printed."""
+    done = subprocess.run(command(folder, *arguments, **changes), capture_output=True, text=True, cwd=folder)
+    return done.returncode, done.stdout + done.stderr
+
+
+def planned(folder, *targets, **changes):
+    """Jobs a dry run would start: {rule: number}."""
+    code, output = snakemake(folder, "--dry-run", *targets, **changes)
+    assert code == 0, output
+    table = output.rpartition("Job stats:")[2].partition("total")[0]
+    return {name: int(number) for name, number in re.findall(r"^(\w+) +(\d+)$", table, re.MULTILINE) if name != "all"}
+
+
+def write_shop(folder, n_users=60, n_items=24):
+    """The files that the example asks for: users walk along the items, every item has features."""
+    place = folder / "data/my_shop"
+    place.mkdir(parents=True)
+    generator = np.random.default_rng(5)
+    rows = [
+        (f"u{user}", f"i{(start + step) % n_items:02d}", 1_500_000_000 + 86_400 * step)
+        for user, start in enumerate(generator.integers(0, n_items, n_users))
+        for step in range(8)
+    ]
+    with (place / "interactions.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("user_id", "item_id", "timestamp"), *rows])
+    items = [f"i{k:02d}" for k in range(n_items)]
+    with (place / "items.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("item_id", "title", "brand"), *((item, f"thing {item}", "we") for item in items)])
+    vectors = {name: list(generator.normal(size=(n_items, 6)).astype(np.float32)) for name in ("text", "image")}
+    pq.write_table(pa.table({"item_id": items} | vectors), place / "features.parquet")
+
+
+@pytest.fixture
+def shop(tmp_path):
+    write_shop(tmp_path)
+    return tmp_path
+
+
+def metrics(folder, system="sasrec", seed=1):
+    return json.loads((folder / RUNS / system / f"seed_{seed}" / "metrics.json").read_text())["test"]
+
+
+# ------------------------------------------------------------------------------------------------ plans
+
+
+def test_the_paper_run_is_planned_whole(tmp_path):
+    assert planned(tmp_path, example=None) == {
+        "download": 20,
+        "prepare": 10,
+        "images": 10,
+        "encoder": 1,
+        "embed": 10,
+        "pretrain": 1,  # mmm4rec_noid starts from the weights of mmm4rec
+        "finetune": 5 * 4 * 3,
+        "table1": 1,
+        "accuracy_table": 2,
+    }
+
+
+def test_one_domain_alone_touches_nothing_of_the_other_targets(tmp_path):
+    jobs = planned(tmp_path, "results/tables/table2/scientific.csv", example=None)
+    assert jobs == {
+        "download": 12,
+        "prepare": 6,
+        "images": 6,
+        "encoder": 1,
+        "embed": 6,
+        "pretrain": 1,
+        "finetune": 3 * 3,  # three systems stand in table 2
+        "accuracy_table": 1,
+    }
+
+
+def test_systems_that_read_ids_alone_wait_for_no_features(tmp_path):
+    jobs = planned(tmp_path, "results/tables/table2/scientific.csv", example=None, systems=["pop", "sasrec"])
+    assert jobs == {"download": 2, "prepare": 1, "finetune": 6, "accuracy_table": 1}
+
+
+def test_raw_files_that_are_there_are_not_downloaded(tmp_path):
+    raw = tmp_path / "data/raw"
+    raw.mkdir(parents=True)
+    for name in ("Industrial_and_Scientific.csv", "meta_Industrial_and_Scientific.json.gz"):
+        (raw / name).write_text("brought by hand")
+    assert planned(tmp_path, "results/domains/scientific/items.parquet", example=None) == {"prepare": 1}
+    assert (raw / "Industrial_and_Scientific.csv").read_text() == "brought by hand"
+
+
+def test_own_files_need_neither_download_nor_encoder(shop):
+    jobs = {"prepare": 1, "import_features": 1, "finetune": 3, "table1": 1, "accuracy_table": 2}
+    assert planned(shop) == jobs
+    domain = yaml.safe_load(EXAMPLE.read_text())["domains"]["my_shop"]
+    domain["features"] = None
+    assert planned(shop, domains={"my_shop": domain}) == jobs | {"images": 1, "encoder": 1, "embed": 1} - {}
+
+
+def test_features_may_be_one_file_a_modality(shop):
+    domain = yaml.safe_load(EXAMPLE.read_text())["domains"]["my_shop"]
+    path = domain["features"]
+    domain |= {"features": {"text": path, "image": path}, "with_image": True}
+    assert planned(shop, "results/my_shop/features/precomputed/my_shop.parquet", domains={"my_shop": domain}) == {
+        "prepare": 1,
+        "import_features": 1,
+    }
+
+
+@pytest.mark.parametrize("name", ["edition_2023", "released", "own_domain"])
+def test_every_example_can_be_planned(shop, name):
+    jobs = planned(shop, example=ROOT / f"config/examples/{name}.yaml")
+    assert jobs["finetune"] == {"edition_2023": 4, "released": 10, "own_domain": 3}[name]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sedes": [1]}, "sedes: unknown key; check its spelling"),
+        ({"targets": ["shoop"]}, "`targets` names the domain 'shoop', which `domains` does not define"),
+        ({"systems": ["sasrek"]}, "unknown system 'sasrek'; known: pop, sasrec"),
+    ],
+)
+def test_a_mistake_in_the_configuration_is_one_sentence(tmp_path, changes, message):
+    code, output = snakemake(tmp_path, "--dry-run", **changes)
+    assert code == 1
+    assert "Traceback" not in output
+    last = output.splitlines()[-1]
+    assert last.startswith("error: ")
+    assert message in last
+
+
+def test_an_unknown_domain_as_target_is_no_traceback(tmp_path):
+    code, output = snakemake(tmp_path, "--dry-run", "results/my_shop/tables/table2/shoop.csv")
+    assert code == 1
+    assert "Traceback" not in output
+    assert "No rule to produce results/my_shop/tables/table2/shoop.csv" in output
+
+
+def test_the_conda_environment_names_the_packages_of_the_project():
+    import tomllib
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    conda = yaml.safe_load((ROOT / "envs/mmm4rec.yaml").read_text())["dependencies"][-1]["pip"]
+    assert conda == [line for line in project if not line.startswith("snakemake")]
+
+
+# ------------------------------------------------------------------------------------------------ runs
+
+
+@pytest.mark.slow
+def test_own_domain_end_to_end_and_what_runs_again(shop):
+    code, output = snakemake(shop, **QUICK | {"systems": ["pop", "sasrec", "mmm4rec_noid"]})
+    assert code == 0, output
+    tables = shop / "results/my_shop/tables"
+    with (tables / "table2.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["metric"] for row in rows] == ["recall@10", "recall@50", "ndcg@10", "ndcg@50"]
+    assert float(rows[0]["sasrec"]) == pytest.approx(metrics(shop)["recall@10"], abs=1e-6)
+    assert {path.name for path in (shop / RUNS / "pop/seed_1").iterdir()} == {
+        "config.json",
+        "model.safetensors",
+        "history.csv",
+        "metrics.json",
+        "ranks.parquet",
+        "environment.json",
+    }
+    assert (tables / "table1.csv").exists()
+    assert (tables / "table3.csv").exists()
+    assert not list((shop / "results/my_shop/state").rglob("*.pt"))
+
+    quick = QUICK | {"systems": ["pop", "sasrec", "mmm4rec_noid"]}
+    assert planned(shop, **quick) == {}
+    assert planned(shop, **quick | {"device": "auto", "offline": True, "images": {"tries": 1}}) == {}
+    epochs = {"finetune": QUICK["finetune"] | {"epochs": 3}}
+    assert planned(shop, **quick | epochs) == {"finetune": 2, "accuracy_table": 2}  # pop has nothing to train
+    assert planned(shop, **quick | {"settings": {"sasrec": {"layers": 1}}}) == {"finetune": 1, "accuracy_table": 1}
+    assert planned(shop, **quick | {"seeds": [1, 2]}) == {"finetune": 3, "accuracy_table": 2}
+
+    alone = snakemake(shop, "results/my_shop/tables/table2/my_shop.csv", **quick)
+    assert alone[0] == 0, alone[1]
+    assert (tables / "table2/my_shop.csv").read_text() == (tables / "table2.csv").read_text()
+
+
+@pytest.mark.slow
+def test_a_step_that_fails_shows_its_one_line(shop):
+    (shop / "data/my_shop/interactions.csv").write_text("user_id,item_id\nu1,i1\n")
+    code, output = snakemake(shop, "results/my_shop/domains/my_shop/items.parquet", **QUICK)
+    assert code == 1
+    assert (
+        "error: data/my_shop/interactions.csv: there is neither a column `timestamp` nor a column `position`" in output
+    )
+    assert not (shop / "results/my_shop/domains/my_shop/items.parquet").exists()
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_with_the_same_command(shop):
+    """SIGKILL of Snakemake and its job leaves a lock; after `--unlock` the same command ends with the same numbers."""
+    target = f"{RUNS}/sasrec/seed_1/metrics.json"
+    long = QUICK | {"finetune": QUICK["finetune"] | {"epochs": 60, "patience": 1000}}
+    arguments = command(shop, target, **long)
+    running = subprocess.Popen(arguments, cwd=shop, start_new_session=True, stderr=subprocess.DEVNULL)
+    log = shop / "results/my_shop/logs/finetune/my_shop/sasrec/seed_1.log"
+    while not (log.exists() and "epoch 3:" in log.read_text()):
+        assert running.poll() is None, "finished before it could be killed"
+        time.sleep(0.05)
+    os.killpg(running.pid, signal.SIGKILL)
+    running.wait()
+    assert not (shop / target).exists()
+    locked = subprocess.run(arguments, cwd=shop, capture_output=True, text=True)
+    assert locked.returncode == 1
+    assert "--unlock" in locked.stderr
+    assert subprocess.run([*arguments, "--unlock"], cwd=shop, capture_output=True).returncode == 0
+    again = subprocess.run(arguments, cwd=shop, capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr
+    found = metrics(shop)
+
+    code, output = snakemake(shop, target, "--force", **long)
+    assert code == 0, output
+    assert metrics(shop) == found

@@ -1,0 +1,197 @@
+"""Everything that the other files of this folder call: the checked configuration, and functions of wildcards."""
+
+import json
+import os
+import re
+import shlex
+import shutil
+import sys
+from pathlib import Path
+
+from mmm4rec.config import (
+    embed_settings,
+    features_path,
+    finetune_settings,
+    parse_config,
+    prepare_settings,
+    pretrain_key,
+    pretrain_settings,
+    resolve_system,
+    system_keys,
+    table_systems,
+)
+from mmm4rec.data.registry import paper_name, raw_path
+from mmm4rec.errors import UserError
+from mmm4rec.versions import VERSIONS
+
+try:
+    CONFIG = parse_config(config, ", ".join(map(str, workflow.configfiles)))
+except UserError as error:
+    sys.exit(f"error: {error}")
+
+# What changes no output is no param, for a changed param reruns a step: the commands read it from these variables.
+os.environ |= {
+    # jobs run the interpreter that runs Snakemake, whether or not its environment is activated
+    "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
+    "MMM4REC_DEVICE": CONFIG.device,
+    "MMM4REC_OFFLINE": str(int(CONFIG.offline)),
+    "MMM4REC_BATCH_SIZE": str(CONFIG.encoder.batch_size),
+    "MMM4REC_CONCURRENCY": str(CONFIG.images.concurrency),
+    "MMM4REC_TIMEOUT": str(CONFIG.images.timeout),
+    "MMM4REC_TRIES": str(CONFIG.images.tries),
+}
+GPU = int(CONFIG.device == "cuda" or (CONFIG.device == "auto" and shutil.which("nvidia-smi") is not None))
+TARGETS = "|".join(map(re.escape, CONFIG.targets))
+
+# path of a raw file: (category, edition, kind)
+RAW_FILES = {
+    str(raw_path(CONFIG.raw, spec.amazon, spec.edition, kind)): (spec.amazon, spec.edition, kind)
+    for spec in CONFIG.domains.values()
+    if spec.amazon
+    for kind in ("ratings", "metadata")
+}
+DEMO_FILES = [path for path, (category, _, _) in RAW_FILES.items() if category.startswith("Demo_")]
+# A file that is there is a source like any other: it causes no request, and nothing ever removes or replaces it.
+MISSING_FILES = [path for path in RAW_FILES if path not in DEMO_FILES and not Path(path).exists()]
+
+# Inputs of these names stand for the folder they lie in.
+FOLDERS = {"domain", "images", "encoder", "pretrained", "run"}
+
+
+def options(wildcards, input):
+    """Named inputs as options of a command: `--features FILE`, `--domain FOLDER`, repeated where there are several."""
+    return " ".join(
+        f"--{name.rstrip('_').replace('_', '-')} {shlex.quote(str(Path(path).parent) if name in FOLDERS else path)}"
+        for name in input.keys()
+        for path in ([input[name]] if isinstance(input[name], str) else input[name])
+    )
+
+
+# ------------------------------------------------------------------------------------------------ files a step reads
+
+
+def domain_file(domain, name="interactions"):
+    """A file of a prepared domain."""
+    return str(CONFIG.results / "domains" / domain / f"{name}.parquet")
+
+
+def raw_folder(wildcards):
+    """Where raw files are kept."""
+    return str(CONFIG.raw)
+
+
+def download_of(wildcards):
+    """Options that name a raw file."""
+    category, edition, kind = RAW_FILES[str(CONFIG.raw / wildcards.file)]
+    return f"--category {shlex.quote(category)} --edition {edition} --kind {kind}"
+
+
+def raw_files(wildcards):
+    """What a domain is prepared from: two raw files of Amazon Reviews, or the user's own."""
+    spec = CONFIG.domains[wildcards.domain]
+    if spec.amazon:
+        files = {kind: raw_path(CONFIG.raw, spec.amazon, spec.edition, kind) for kind in ("ratings", "metadata")}
+    else:
+        files = {"interactions": spec.interactions, "items_": spec.items}  # `items` is Snakemake's own
+    files["with_image_from"] = spec.image_features if spec.with_image else None
+    return {name: str(path) for name, path in files.items() if path}
+
+
+def own_features(wildcards):
+    """Precomputed features: one file, or one a modality."""
+    features = CONFIG.domains[wildcards.domain].features
+    files = {"features": features} if isinstance(features, Path) else {"text": features.text, "image": features.image}
+    return {name: str(path) for name, path in files.items() if path}
+
+
+def reads_features(system):
+    """Whether a system reads text or images."""
+    return not {"text", "image"}.isdisjoint(resolve_system(CONFIG, system).reads)
+
+
+def features_of(system, domains):
+    """Feature files of domains, none if the system does not read them."""
+    return [str(features_path(CONFIG, domain)) for domain in domains] if reads_features(system) else []
+
+
+def pretrain_inputs(wildcards):
+    """Prepared sources, and their features."""
+    return {
+        "domain": [domain_file(name) for name in CONFIG.sources],
+        "features": features_of(wildcards.system, CONFIG.sources),
+    }
+
+
+def finetune_inputs(wildcards):
+    """A prepared target, its features, and the pre-trained weights, where the system uses them."""
+    start = pretrain_key(CONFIG, wildcards.system)
+    return {
+        "domain": domain_file(wildcards.domain),
+        "features": features_of(wildcards.system, [wildcards.domain]),
+        "pretrained": [str(CONFIG.results / "pretrained" / start / "model.safetensors")] if start else [],
+    }
+
+
+def table1_inputs(wildcards):
+    """Every prepared domain, and their features if any system reads them."""
+    domains = [*CONFIG.sources, *CONFIG.targets]
+    some_system = next(filter(reads_features, CONFIG.systems), None)
+    return {
+        "domain": [domain_file(name) for name in domains],
+        "features": features_of(some_system, domains) if some_system else [],
+    }
+
+
+def table_runs(wildcards):
+    """Runs of a table: all targets, or the one that the file is named after."""
+    return expand(
+        "<results>/runs/{domain}/{system}/seed_{seed}/metrics.json",
+        domain=wildcards.part.removeprefix("/") or CONFIG.targets,
+        system=table_systems(CONFIG, int(wildcards.number)),
+        seed=CONFIG.seeds,
+    )
+
+
+# ------------------------------------------------------------------------------------------------ what changes an output
+
+
+def prepare_params(wildcards):
+    """Settings of `prepare`, as JSON."""
+    return json.dumps(prepare_settings(CONFIG, wildcards.domain))
+
+
+def embed_params(wildcards):
+    """Settings of `embed` and of `import_features`, as JSON."""
+    return json.dumps(embed_settings(CONFIG, wildcards.domain))
+
+
+def pretrain_params(wildcards):
+    """Settings of `pretrain`, as JSON."""
+    return json.dumps(pretrain_settings(CONFIG, wildcards.system))
+
+
+def finetune_params(wildcards):
+    """Settings of `finetune`, as JSON."""
+    return json.dumps(finetune_settings(CONFIG, wildcards.system, wildcards.domain, int(wildcards.seed)))
+
+
+def table1_params(wildcards):
+    """Settings of Table I, as JSON; comparable with print are domains of the 2018 edition, filtered as in the paper."""
+    used = {name: CONFIG.domains[name] for name in [*CONFIG.sources, *CONFIG.targets]}
+    published = {
+        name: paper_name(spec.amazon)
+        for name, spec in used.items()
+        if spec.amazon and paper_name(spec.amazon) and (spec.edition, spec.k_core, spec.with_image) == (2018, 5, False)
+    }
+    settings = {"published": published, "gate": CONFIG.gate, "sources": CONFIG.sources}
+    return json.dumps({"version": VERSIONS["tables"], **settings})
+
+
+def table_params(wildcards):
+    """Settings of an accuracy table, as JSON."""
+    return json.dumps({"version": VERSIONS["tables"], "systems": table_systems(CONFIG, int(wildcards.number))})
+
+
+def accuracy_tables():
+    """Numbers of the accuracy tables that any configured system stands in."""
+    return [number for number in (2, 3) if table_systems(CONFIG, number)]

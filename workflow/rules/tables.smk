@@ -1,0 +1,52 @@
+localrules:
+    table1,
+    accuracy_table,
+
+
+rule table1:
+    input:
+        unpack(table1_inputs),
+    output:
+        csv=report("<results>/tables/table1.csv", category="Tables"),
+        md="<results>/tables/table1.md",
+    log:
+        "<logs>/tables/table1.log",
+    benchmark:
+        "<benchmarks>/tables/table1.tsv"
+    conda:
+        "../../envs/mmm4rec.yaml"
+    resources:
+        mem_mb=2000,
+    params:
+        inputs=options,
+        settings=table1_params,
+    shell:
+        "python3 -m mmm4rec table --number 1 {params.inputs} --settings {params.settings:q}"
+        " --out {output.csv:q} > {log} 2>&1"
+
+
+# table2.csv compares on all targets, table2/<domain>.csv on one of them.
+rule accuracy_table:
+    input:
+        run=table_runs,
+    output:
+        csv=report("<results>/tables/table{number}{part}.csv", category="Tables"),
+        runs="<results>/tables/table{number}{part}_runs.csv",
+        md="<results>/tables/table{number}{part}.md",
+    log:
+        "<logs>/tables/table{number}{part}.log",
+    benchmark:
+        "<benchmarks>/tables/table{number}{part}.tsv"
+    wildcard_constraints:
+        number="[23]",
+        part=f"(/({TARGETS}))?",
+    conda:
+        "../../envs/mmm4rec.yaml"
+    resources:
+        mem_mb=2000,
+    params:
+        inputs=options,
+        settings=table_params,
+    shell:
+        "python3 -m mmm4rec table --number {wildcards.number} {params.inputs} --settings {params.settings:q}"
+        " --out {output.csv:q} > {log} 2>&1"
