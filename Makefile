@@ -22,10 +22,10 @@ demo: $(INSTALLED)
 	@cat results/demo/tables/table2.md
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 8
 
 test-quick: $(INSTALLED)
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 -m "not slow"
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check

@@ -19,6 +19,7 @@ from mmm4rec.config import json_schema, read_system, read_yaml, system_keys
 from mmm4rec.data.registry import Edition, Kind
 from mmm4rec.errors import UserError
 from mmm4rec.io import write_text
+from mmm4rec.provenance import check
 
 log = logging.getLogger("mmm4rec")
 
@@ -261,6 +262,8 @@ def table(
     if not run:
         raise UserError(f"none of the configured systems stands in table {number}; `mmm4rec systems` lists them")
     write_accuracy_table(number, run, out, systems=values["systems"])
+    for path in run:
+        check(path)
 
 
 @app.command()
@@ -268,12 +271,22 @@ def recommend(
     run: Annotated[Path, typer.Argument(help="a run folder, results/runs/<domain>/<system>/seed_<seed>")],
     history: Annotated[str, typer.Option(help="the user's items, oldest first, separated by commas")],
     k: Annotated[int, typer.Option("-k", min=1, help="how many items")] = 10,
+    times: Annotated[str | None, typer.Option(help="unix seconds of the history, separated by commas")] = None,
 ) -> None:
     """Print the k best next items after a history, best first, with their scores."""
     from mmm4rec.recommend import recommend as best
 
-    for item, score in best(run, [part.strip() for part in history.split(",") if part.strip()], k):
+    try:
+        seconds = None if times is None else [int(part) for part in _parts(times)]
+    except ValueError:
+        raise UserError(f"--times: expected whole unix seconds, separated by commas, found {times}") from None
+    for item, score in best(run, _parts(history), k, seconds):
         print(f"{item}\t{score:.4f}")
+    check(run)
+
+
+def _parts(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
 
 
 @app.command()

@@ -422,7 +422,13 @@ def finetune_settings(config: Config, system: str, domain: str, seed: int) -> di
     """What changes one run: a system fine-tuned and ranked on a target with a seed."""
     resolved = resolve_system(config, system)
     stage = resolved.finetune.model_dump() if resolved.finetune else None
-    if stage and config.preset == "released" and config.domains[domain].amazon in RELEASED_STOP_ON_RECALL:
+    if (
+        stage
+        and resolved.model == "mmm4rec"
+        and config.preset == "released"
+        and config.domains[domain].amazon in RELEASED_STOP_ON_RECALL
+        and "stop_metric" not in config.settings.get(system, {}).get("finetune", {})
+    ):
         stage["stop_metric"] = "recall@10"
     return {
         "version": [VERSIONS["finetune"], resolved.version],

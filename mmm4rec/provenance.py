@@ -9,8 +9,6 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from mmm4rec import __version__
 from mmm4rec.config import read_system
 from mmm4rec.errors import UserError
@@ -29,6 +27,8 @@ def environment(modules: list[str]) -> dict[str, Any]:
     Args:
         modules: modules and packages of mmm4rec whose code the result depends on, e.g. ``mmm4rec.training``.
     """
+    import torch  # here, so that `check` is quick
+
     cuda = torch.cuda.is_available()
     return {
         "mmm4rec": __version__,

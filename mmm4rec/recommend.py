@@ -13,16 +13,17 @@ from mmm4rec.training.run import read_weights
 
 
 @torch.inference_mode()
-def recommend(run: Path, history: list[str], k: int) -> list[tuple[str, float]]:
+def recommend(run: Path, history: list[str], k: int, times: list[int] | None = None) -> list[tuple[str, float]]:
     """The k best next items after a history, best first, with their scores; items of the history are left out.
 
     Args:
         run: a run folder of ``mmm4rec finetune``.
         history: the user's own item ids, oldest first.
         k: how many.
+        times: unix seconds of the history; without them a time-aware system takes its without-time form.
 
     Raises:
-        UserError: an item is unknown, or the run is not finished.
+        UserError: an item is unknown, times are not as many as items, or the run is not finished.
     """
     if not (run / "config.json").exists():
         raise UserError(f"{run}: not a finished run (no config.json)")
@@ -33,6 +34,8 @@ def recommend(run: Path, history: list[str], k: int) -> list[tuple[str, float]]:
     unknown = [item for item in history if item not in known]
     if unknown or not history:
         raise UserError(f"unknown items in the history: {', '.join(unknown)}" if unknown else "the history is empty")
+    if times is not None and len(times) != len(history):
+        raise UserError(f"{len(times)} times for {len(history)} items of the history; give one for each")
     events = load_events([domain])
     catalogue = load_catalogue(
         events, [Path(features)] if features else [], settings["reads"], settings["missing_image"]
@@ -41,7 +44,13 @@ def recommend(run: Path, history: list[str], k: int) -> list[tuple[str, float]]:
     system.load_state_dict(read_weights(run))
     seen = torch.tensor([[known[item] for item in history]])
     kept = seen[:, -system.max_length :]
-    rows = Rows(kept, torch.tensor([kept.shape[1]]), targets=torch.ones(1, dtype=torch.long))
+    length = kept.shape[1]
+    stamps = has_time = None
+    if "time" in settings["reads"] and events.times is not None:
+        stamps, has_time = torch.zeros(1, system.max_length, dtype=torch.long), torch.tensor([times is not None])
+        if times is not None:
+            stamps[0, :length] = torch.tensor(times[-length:])
+    rows = Rows(kept, torch.tensor([length]), torch.ones(1, dtype=torch.long), stamps, has_time)
     tables = system.item_tables()
     scores = system.scores(tables, system.users(tables, rows))[0]
     scores[seen[0] - 1] = -torch.inf

@@ -137,16 +137,24 @@ def test_tables(calls):
     assert folders == {"a": Path("r/domains/a"), "b": Path("r/domains/b")}
     assert features == {"a": Path("r/features/siglip/a.parquet")}
     assert (published, gate, out, more) == ({"a": "arts"}, "warn", Path("t.csv"), {"sources": ["b"]})
+    checked = calls("mmm4rec.cli.check")
     assert run("table", "--number", 2, *options, "--run", "x", "--run", "y").exit_code == 0
+    assert checked == [((Path("x"),), {}), ((Path("y"),), {})]
     assert second == [((2, [Path("x"), Path("y")], Path("t.csv")), {"systems": ["pop"]})]
     nothing = run("table", "--number", 3, *options)
     assert nothing.exit_code == 2
     assert "none of the configured systems stands in table 3" in nothing.stderr
 
 
-def test_recommend_prints_a_line_an_item(monkeypatch):
-    monkeypatch.setattr("mmm4rec.recommend.recommend", lambda run, history, k: [(f"{history[-1]}x", 0.5)] * k)
-    assert run("recommend", "r", "--history", "B01, B02,", "-k", 2).stdout == "B02x\t0.5000\nB02x\t0.5000\n"
+def test_recommend_prints_a_line_an_item(monkeypatch, calls):
+    calls("mmm4rec.cli.check")
+    monkeypatch.setattr(
+        "mmm4rec.recommend.recommend", lambda run, history, k, times: [(f"{history[-1]} {times}", 0.5)] * k
+    )
+    assert run("recommend", "r", "--history", "B01, B02,", "-k", 2).stdout == "B02 None\t0.5000\n" * 2
+    timed = ["recommend", "r", "--history", "B01,B02", "-k", 1, "--times"]
+    assert run(*timed, "5,6").stdout == "B02 [5, 6]\t0.5000\n"
+    assert "--times: expected whole unix seconds" in run(*timed, "5,x").stderr
 
 
 def test_a_user_s_mistake_is_one_line_and_exit_code_2():

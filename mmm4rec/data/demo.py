@@ -47,9 +47,9 @@ STYLES = (("ellipse", (205, 45, 40)), ("square", (40, 90, 205)), ("triangle", (4
           ("ring", (140, 50, 160)))  # fmt: skip
 PICTURES_PER_STYLE = 8
 SHORT_DAYS, LONG_DAYS = (1, 3), (40, 80)
-SHORT_STEP, LONG_STEP = 1, 5
+SHORT_STEP, LONG_STEP = (1, 0), (5, 2)  # in topic and style
 NOISE = 0.1
-SKEW = 0.6
+SKEW = 0.5
 DAY = 86_400
 FIRST_DAY = 16_000  # October 2013
 
@@ -63,10 +63,10 @@ class Size:
 
 
 DOMAINS = {
-    "Demo_Kitchen": Size(900, 5),
-    "Demo_Garden": Size(900, 5),
-    "Demo_Garage": Size(600, 4),
-    "Demo_Studio": Size(600, 4),
+    "Demo_Kitchen": Size(1500, 5),
+    "Demo_Garden": Size(1500, 5),
+    "Demo_Garage": Size(400, 4),
+    "Demo_Studio": Size(400, 4),
 }
 
 
@@ -112,12 +112,12 @@ def invent(size: Size, rng: np.random.Generator) -> World:
     gap[:, 0] = rng.integers(0, 1000, size=size.users)
     topic = rng.integers(n_topics, size=long.shape)
     style = rng.integers(n_styles, size=long.shape)
-    follow, stay = rng.random((2, *long.shape)) >= NOISE
+    follow = rng.random((2, *long.shape)) >= NOISE
     for k in range(1, longest):
         # before the second event there is no gap yet to go by: it counts as short
-        step = np.where(long[:, k - 1] & (k > 1), LONG_STEP, SHORT_STEP)
-        topic[:, k] = np.where(follow[:, k], (topic[:, k - 1] + step) % n_topics, topic[:, k])
-        style[:, k] = np.where(stay[:, k], style[:, k - 1], style[:, k])
+        step = np.where((long[:, k - 1] & (k > 1))[:, None], LONG_STEP, SHORT_STEP)
+        topic[:, k] = np.where(follow[0, :, k], (topic[:, k - 1] + step[:, 0]) % n_topics, topic[:, k])
+        style[:, k] = np.where(follow[1, :, k], (style[:, k - 1] + step[:, 1]) % n_styles, style[:, k])
     item = members[topic * n_styles + style, rng.choice(size.per_cell, p=shares, size=long.shape)]
     kept = np.arange(longest) < rng.integers(5, longest, size=(size.users, 1), endpoint=True)
     user, _ = np.nonzero(kept)
@@ -126,15 +126,15 @@ def invent(size: Size, rng: np.random.Generator) -> World:
 
 
 def picture(style: int, rng: np.random.Generator) -> bytes:
-    """A JPEG picture: the style's shape in its colour, on a striped grey ground."""
+    """A JPEG picture: the style's shape in its colour, on striped grey."""
     shape, colour = STYLES[style]
     side = 96
-    image = Image.new("RGB", (side, side), (235, 235, 235))
+    image = Image.new("RGB", (side, side), (135, 135, 135))
     draw = ImageDraw.Draw(image)
     width, slope = (int(v) for v in rng.integers((6, -30), (13, 31)))
     for x in range(-side, 2 * side, 2 * width):
-        draw.line((x, 0, x + slope, side), fill=(210, 210, 210), width=width // 2)
-    r = int(rng.integers(26, 38))
+        draw.line((x, 0, x + slope, side), fill=(115, 115, 115), width=width // 2)
+    r = int(rng.integers(34, 44))
     cx, cy = (int(v) for v in rng.integers(side // 2 - 8, side // 2 + 9, size=2))
     fill = tuple(int(v) for v in np.clip(np.array(colour) + rng.integers(-20, 21, size=3), 0, 255))
     if shape == "ellipse":
@@ -207,13 +207,13 @@ def _metadata(
         topic, style = topics[world.topic[k]], int(world.style[k])
         nouns, brands = TOPICS[topic]
         noun, brand = nouns[rng.integers(len(nouns))], brands[rng.integers(len(brands))]
-        first, second = rng.choice(ADJECTIVES, size=2, replace=False)
+        adjective = ADJECTIVES[rng.integers(len(ADJECTIVES))]
         path = pictures[style][rng.integers(PICTURES_PER_STYLE)]
         items.append(
             {
                 "category": [category.replace("_", " "), topic, noun.title()],
-                "description": [f"A {first} {noun} by {brand.replace('&', '&amp;')} for {topic.lower()}."],
-                "title": f"{brand.replace('&', '&amp;')} {first.title()} {noun.title()}, {second}",
+                "description": [f"A {adjective} {noun} by {brand.replace('&', '&amp;')} for {topic.lower()}."],
+                "title": f"{brand.replace('&', '&amp;')} {adjective.title()} {noun.title()}",
                 "brand": brand.replace("&", "&amp;"),
                 "imageURLHighRes": [path.as_posix()],
                 "asin": asin,

@@ -38,7 +38,7 @@ MAX_PIXELS = 64_000_000  # of a picture, so that a small file cannot unpack into
 MAX_WAIT = 60  # seconds that a server's Retry-After may hold a thread
 QUALITY = 95  # of pictures that have to be encoded again
 # not all that Pillow can open: some start other programs
-FORMATS = ("JPEG", "MPO", "PNG", "GIF", "WEBP", "BMP", "TIFF")
+FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF")
 RETRIED = (408, 425, 429, 500, 502, 503, 504)
 #: what may go better another time; everything else is final
 TRANSIENT = ("timeout", "unreachable", "offline", "no such file", *(f"http {code}" for code in RETRIED))

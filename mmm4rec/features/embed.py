@@ -190,9 +190,8 @@ def _encode(
 
     with Progress(disable=not sys.stderr.isatty(), transient=True) as progress:
         task = progress.add_task(what, total=n_all, completed=n_all - n_todo)
-        vectors = ((name, encode(batch).cpu().numpy().astype(np.float16)) for name, batch in _ahead(start, batches()))
-        for name, group in groupby(vectors, key=lambda pair: pair[0]):
-            part_vectors = np.concatenate([values for _, values in group])
+        for name, group in groupby(_ahead(start, batches()), key=lambda pair: pair[0]):
+            part_vectors = np.concatenate([encode(batch).cpu().numpy().astype(np.float16) for _, batch in group])
             with atomic(state / f"{name}.npy") as part, part.open("wb") as file:
                 np.save(file, part_vectors)
             progress.advance(task, len(part_vectors))

@@ -205,6 +205,11 @@ def load_encoder(folder: Path, device: str | torch.device, precision: Literal["b
                 f"{folder / 'open_clip_config.json'}: preprocess_cfg.{key} is {plain[key]}, SigLIP's is {value}; "
                 "take the file of the hub's repository, which has a preprocess_cfg"
             )
+    if not isinstance(tokenize, open_clip.tokenizer.HFTokenizer):
+        raise UserError(
+            f"{folder / 'open_clip_config.json'}: no model_cfg.text_cfg.hf_tokenizer_name, so open_clip takes CLIP's "
+            "tokenizer and not the folder's; set it to any name"
+        )
     if ids.shape[1] != CONTEXT or model.context_length != CONTEXT:
         raise UserError(
             f"{folder / 'open_clip_config.json'}: texts of {ids.shape[1]} tokens for a text tower of "

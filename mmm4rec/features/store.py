@@ -143,7 +143,7 @@ def to_matrix(column: pa.ChunkedArray, names: Any, where: str) -> tuple[np.ndarr
         return f"{where}, row {row + 1} (item {names[row]})"
 
     lengths = np.full(len(rows), kind.list_size) if fixed else pc.list_value_length(lists).drop_null().to_numpy()
-    width = int(lengths[0]) if len(rows) else 0
+    width = kind.list_size if fixed else int(lengths[0]) if len(rows) else 0
     if (odd := lengths != width).any():
         first = int(np.argmax(odd))
         raise UserError(f"{at(rows[first])}: {lengths[first]} numbers, the rows before have {width}; give one width")

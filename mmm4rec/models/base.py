@@ -36,8 +36,9 @@ class Catalogue:
         has_text: [N + 1] bool; False in row 0.
         has_image: [N + 1] bool, likewise.
         has_time: whether any event of the domain has a timestamp.
+        all_timed: whether every event has one.
         popularity: [N + 1] training events an item.
-        missing_image: policy for items without an image: ``zero``, ``white`` (filled in the features already) or ``mask``.
+        missing_image: policy for items without an image: ``zero``, ``mask`` or ``white`` (features are filled already).
     """
 
     n_items: int
@@ -46,6 +47,7 @@ class Catalogue:
     has_text: Tensor | None = None
     has_image: Tensor | None = None
     has_time: bool = False
+    all_timed: bool = False
     popularity: Tensor | None = None
     missing_image: str = "zero"
 

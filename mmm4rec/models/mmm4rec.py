@@ -31,7 +31,7 @@ FLOOR = 1e-12  # of a vector's length when it is divided by it
 class MMM4RecSettings(Settings):
     """Hyper-parameters and switches; ``config/systems/mmm4rec.yaml`` says where each value comes from."""
 
-    max_length: int = Field(20, ge=2)
+    max_length: int = Field(20, ge=1)
     hidden_size: int = Field(256, ge=1)
     inner_size: int = Field(256, ge=1)
     layers: int = Field(1, ge=1)
@@ -143,9 +143,9 @@ class MMM4Rec(System):
             raise UserError(
                 "mmm4rec: the domain has neither text nor image features; run `mmm4rec embed` or bring `features`"
             )
-        if settings.use_time == "require" and not catalogue.has_time:
+        if settings.use_time == "require" and not catalogue.all_timed:
             raise UserError(
-                "mmm4rec: `use_time: require`, but the domain has no timestamps; set `use_time: on` or `off`"
+                "mmm4rec: `use_time: require`, but some events of the domain have no timestamp; set `use_time: on` or `off`"
             )
         self.target_time_in_row = settings.target_time_in_row
         self.timed = settings.use_time != "off" and catalogue.has_time
@@ -188,6 +188,11 @@ class MMM4Rec(System):
             self.time_gaps = TimeGaps(settings.max_length, sizes.heads, dropout, eps)
         self.layers = nn.ModuleList(Layer(settings, sizes) for _ in range(settings.layers))
         self.apply(normal_)
+        # A modality that an item lacks is the adapter's bias alone (`zero`) or nothing at all (`mask`). Were the biases
+        # zero at the start, as the others are, such rows would be zero vectors, and a LayerNorm of a zero vector
+        # multiplies the gradient by 1 / sqrt(eps) = 1e6, one after the other: NAdam's scales would not recover.
+        for module in (*self.adapters.values(), *self.norms.values()):
+            nn.init.normal_(cast(Tensor, module.bias), std=0.02)
 
     # -- items
 

@@ -44,7 +44,8 @@ class GatedRMSNorm(nn.Module):
 
     def forward(self, y: Tensor, z: Tensor) -> Tensor:
         """[..., width] both."""
-        return F.rms_norm(y * F.silu(z), self.weight.shape, self.weight, self.eps)
+        gated = y * F.silu(z)
+        return F.rms_norm(gated, self.weight.shape, self.weight.to(gated.dtype), self.eps)
 
 
 class StepSize(nn.Module):

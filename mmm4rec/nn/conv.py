@@ -21,7 +21,7 @@ class CausalConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve x [B, L, C] over L."""
-        return F.silu(_ShiftedSums.apply(x, self.weight.to(x.dtype), self.bias.to(x.dtype)))
+        return _ShiftedSums.apply(x, self.weight.to(x.dtype), self.bias.to(x.dtype))
 
     def last(self, window: Tensor) -> Tensor:
         """The result [B, C] at one position, from the K positions [B, K, C] that end there."""
@@ -31,26 +31,33 @@ class CausalConv(nn.Module):
 class _ShiftedSums(torch.autograd.Function):
     """The convolution as K multiply-adds in place.
 
-    ``torch.nn.functional.conv1d`` with as many groups as channels wants channels first and takes three to ten times as
-    long on a CPU for rows this short; the same sums under autograd keep K intermediates.
+    ``torch.nn.functional.conv1d`` with a group a channel wants channels first and takes three to ten times as long on a
+    CPU for rows this short; the same sums under autograd keep K intermediates.
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        ctx.save_for_backward(x, weight)
         taps = weight.T.contiguous()
         y = torch.addcmul(bias, x, taps[-1])
         for shift in range(1, min(len(taps), x.shape[1])):
             y[:, shift:].addcmul_(x[:, :-shift], taps[-1 - shift])
-        return y
+        ctx.save_for_backward(x, taps, y)
+        return F.silu(y)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        x, weight = ctx.saved_tensors
-        taps = weight.T.contiguous()
-        grad_x, grad_taps = grad * taps[-1], torch.zeros_like(taps)
-        grad_taps[-1] = (grad * x).sum((0, 1))
-        for shift in range(1, min(len(taps), x.shape[1])):
-            grad_x[:, :-shift].addcmul_(grad[:, shift:], taps[-1 - shift])
-            grad_taps[-1 - shift] = (grad[:, shift:] * x[:, :-shift]).sum((0, 1))
-        return grad_x, grad_taps.T, grad.sum((0, 1))
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        x, taps, y = ctx.saved_tensors
+        grad_x = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+        grad_taps = torch.zeros_like(taps, dtype=torch.promote_types(taps.dtype, torch.float32))
+        grad_bias = torch.zeros_like(grad_taps[0])
+        # On a CPU in blocks of rows that fit its cache: the passes below are bound by memory.
+        block = len(x) if x.is_cuda else max(1, 256 // x.shape[1])
+        for g, x_part, y_part, gx in zip(*(v.split(block) for v in (grads[0], x, y, grad_x)), strict=True):
+            g = torch.ops.aten.silu_backward(g, y_part)
+            torch.mul(g, taps[-1], out=gx)
+            grad_bias += g.sum((0, 1))
+            grad_taps[-1] += (g * x_part).sum((0, 1))
+            for shift in range(1, min(len(taps), x.shape[1])):
+                gx[:, :-shift].addcmul_(g[:, shift:], taps[-1 - shift])
+                grad_taps[-1 - shift] += (g[:, shift:] * x_part[:, :-shift]).sum((0, 1))
+        return grad_x, grad_taps.T.to(taps.dtype), grad_bias.to(taps.dtype)

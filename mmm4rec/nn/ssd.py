@@ -19,7 +19,7 @@ from torch import Tensor
 
 Method = Literal["auto", "quadratic", "chunked"]
 
-CHUNK = 32  # positions a chunk; measured, see `ssd`
+CHUNK = 64  # positions
 
 
 def ssd(
@@ -27,7 +27,8 @@ def ssd(
 ) -> Tensor:
     """Run the recurrence by the form that is faster for the length at hand.
 
-    ``auto`` takes the quadratic form up to two chunks (at most L^2 = 4096 entries a head), the chunked one beyond.
+    ``auto`` takes the quadratic form up to two chunks of positions, the chunked one beyond: where they cross, measured
+    with 8 heads of 64 and 64 states, forward and backward.
     """
     assert x.shape[:3] == dt.shape, (x.shape, dt.shape)
     assert B.shape[2] in (1, x.shape[2]), (x.shape, B.shape)

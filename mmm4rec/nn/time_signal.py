@@ -96,5 +96,6 @@ class NextTime(nn.Module):
 
     def forward(self, signal: Tensor, factor: Tensor, mask: TimeMask) -> Tensor:
         """T_next [B, H, L] of T [B, H, L] and T' [B, L, H]."""
-        gate = torch.sigmoid(self.gate(self.drop(signal)))
-        return self.norm(torch.lerp(factor.transpose(1, 2), signal, gate), mask.real)
+        gate = torch.sigmoid(self.gate(self.drop(signal))).to(signal.dtype)
+        factor = factor.transpose(1, 2)
+        return self.norm(factor + gate * (signal - factor), mask.real)

@@ -48,7 +48,7 @@ class FeedForward(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x [..., D] -> [..., D]."""
+        """Apply to vectors [..., D]."""
         return self.norm(x + self.dropout(self.outer(F.gelu(self.inner(x)))))
 
 

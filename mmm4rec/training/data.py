@@ -5,8 +5,9 @@ the flat event arrays, and no prefix is ever copied.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -45,8 +46,8 @@ class Events:
 
     def to(self, device: torch.device) -> "Events":
         """The same events on another device."""
-        moved = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in vars(self).items()}
-        return Events(**moved)
+        moved: dict[str, Any] = {k: v.to(device) for k, v in vars(self).items() if isinstance(v, Tensor)}
+        return replace(self, **moved)
 
     @property
     def ranked(self) -> Tensor:
@@ -87,7 +88,7 @@ class Events:
             targets: [B] int64 event indices.
             max_length: L; a row keeps the last L events before its target.
             time: give the rows their times.
-            target_time: leave the target's time in the first padded position (a leak, see ``System.target_time_in_row``).
+            target_time: leave the target's time in the first padded position, a leak (``System.target_time_in_row``).
         """
         lengths = (targets - self.first[targets]).clamp(max=max_length)
         start = targets - lengths
@@ -154,9 +155,15 @@ def load_catalogue(events: Events, features: Sequence[Path], reads: Sequence[str
     Raises:
         UserError: the system reads features and none are given, or the domains' features do not fit together.
     """
-    popularity, has_time = events.popularity(), events.times is not None
+    known = Catalogue(
+        n_items=events.n_items,
+        has_time=events.timed is not None,
+        all_timed=events.timed is not None and bool(events.timed.all()),
+        popularity=events.popularity(),
+        missing_image=missing_image,
+    )
     if not {"text", "image"} & set(reads):
-        return Catalogue(events.n_items, has_time=has_time, popularity=popularity)
+        return known
     if not features:
         raise UserError(f"this system reads {', '.join(reads)}: give it the domain's features")
     parts = [read_features(path) for path in features]
@@ -167,16 +174,8 @@ def load_catalogue(events: Events, features: Sequence[Path], reads: Sequence[str
         raise UserError(
             f"{names}: features for {len(has_text) - 1} items, the domains have {events.n_items}; rebuild them"
         )
-    return Catalogue(
-        n_items=events.n_items,
-        text=text if "text" in reads else None,
-        image=image if "image" in reads else None,
-        has_text=has_text,
-        has_image=has_image,
-        has_time=has_time,
-        popularity=popularity,
-        missing_image=missing_image,
-    )
+    text, image = (text if "text" in reads else None), (image if "image" in reads else None)
+    return replace(known, text=text, image=image, has_text=has_text, has_image=has_image)
 
 
 def _stack(columns: list[tuple[np.ndarray | None, np.ndarray]], paths: Sequence[Path]) -> tuple[Tensor | None, Tensor]:

@@ -8,6 +8,7 @@ import pyarrow as pa
 import torch
 
 from mmm4rec.config import StageSettings
+from mmm4rec.errors import UserError
 from mmm4rec.evaluation.metrics import summarise
 from mmm4rec.evaluation.ranking import rank_targets
 from mmm4rec.io import write_parquet
@@ -60,6 +61,8 @@ def finetune(
     time_aware = "time" in reads
     ranking = {"time": time_aware, "mask_seen": settings["mask_seen"]}
     valid_rows, test_rows = events.valid_rows(), events.test_rows()
+    if not len(test_rows):
+        raise UserError(f"{domain}: no user has three events or more, so there is nobody to rank; take another domain")
 
     def validate() -> dict[str, float]:
         return summarise(rank_targets(system, events, valid_rows, **ranking).cpu())
@@ -82,12 +85,9 @@ def finetune(
                 on_epoch=write,
             )
     ranks = rank_targets(system, events, test_rows, **ranking).cpu()
-    metrics = {
-        "test": summarise(ranks),
-        "valid": validate(),
-        "users": len(ranks),
-        "time": catalogue.has_time and time_aware,
-    }
+    test = summarise(ranks)
+    timed = time_aware and catalogue.has_time and settings["settings"].get("use_time") != "off"
+    metrics = {"test": test, "valid": validate(), "users": len(ranks), "time": timed}
     users = events.users[events.ranked].cpu()
     write_parquet(
         out / "ranks.parquet",
@@ -96,7 +96,7 @@ def finetune(
     inputs = {"domain_path": str(domain), "features_path": str(features) if features else None}
     write_run(out, settings | inputs, system, history, metrics)
     remove_state(state)
-    log.info("test: %s", ", ".join(f"{k} {v:.4f}" for k, v in metrics["test"].items()))
+    log.info("test: %s", ", ".join(f"{k} {v:.4f}" for k, v in test.items()))
 
 
 def freeze(system: System) -> None:

@@ -121,6 +121,8 @@ def train(
     Raises:
         UserError: the loss is not finite.
     """
+    if not len(targets):
+        raise UserError("no training row: every user has too few events; a ranked user needs at least four to train on one")
     device = events.items.device
     trained = [p for p in system.parameters() if p.requires_grad]
     optimizer = OPTIMIZERS[stage.optimizer](trained, lr=stage.learning_rate, weight_decay=stage.weight_decay)  # type: ignore[call-arg]
@@ -130,7 +132,9 @@ def train(
     made_with = {
         "stage": stage.model_dump(exclude={"epochs"}),
         "settings": system.settings.model_dump(),
-        "run": [seed, precision, len(targets), events.n_items],
+        "run": [seed, precision],
+        "start": _fingerprint(*system.parameters(), *system.buffers()),
+        "data": _fingerprint(targets, events.items, *([] if events.times is None else [events.times])),
     }
     if saved and saved.exists():
         state = torch.load(saved, weights_only=True, map_location=device)
@@ -184,6 +188,12 @@ def train(
                 last_save = time.monotonic()
     system.load_state_dict(best_weights)
     return history
+
+
+def _fingerprint(*tensors: Tensor) -> list[float]:
+    """Sums that tell whether tensors are those of an earlier run."""
+    detached = [t.detach() for t in tensors]
+    return [float(t.sum(dtype=torch.float64) + t.flatten()[::97].sum(dtype=torch.float64)) for t in detached]
 
 
 def _steps(targets: Tensor, stage: StageSettings, seed: int, epoch: int) -> Iterator[tuple[Tensor, ...]]:

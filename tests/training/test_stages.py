@@ -143,3 +143,27 @@ def test_recommendations_in_the_users_own_ids(config, shop, tmp_path):
     assert [s for _, s in best] == sorted((s for _, s in best), reverse=True)
     with pytest.raises(UserError, match="unknown items in the history: nothing"):
         recommend(tmp_path / "run", ["item-1", "nothing"], 5)
+
+
+def test_recommendations_of_a_time_aware_system(config, make_domain, tmp_path):
+    rows = sequences(0)
+    shop = make_domain(rows, [[86_400 * k * k for k in range(len(r))] for r in rows], name="timed")
+    given = features(tmp_path / "shop.parquet", shop)
+    settings = finetune_settings(config, "mmm4rec", "shop", 1) | {"pretrained": False}
+    finetune(settings, shop, given, None, tmp_path / "run")
+    history = ["item-1", "item-2", "item-3"]
+    assert recommend(tmp_path / "run", history, 3) != recommend(tmp_path / "run", history, 3, [0, 10, 9000])
+    with pytest.raises(UserError, match="2 times for 3 items"):
+        recommend(tmp_path / "run", history, 3, [1, 2])
+
+
+def test_a_domain_without_anybody_to_rank(config, make_domain, tmp_path):
+    short = make_domain([[1, 2], [2, 1]], name="short")
+    with pytest.raises(UserError, match="nobody to rank"):
+        finetune(finetune_settings(config, "sasrec", "shop", 1), short, None, None, tmp_path / "run")
+
+
+def test_a_domain_without_training_rows(config, make_domain, tmp_path):
+    short = make_domain([[1, 2, 3], [2, 1, 3]], name="short")
+    with pytest.raises(UserError, match="no training row"):
+        finetune(finetune_settings(config, "sasrec", "shop", 1), short, None, None, tmp_path / "run")

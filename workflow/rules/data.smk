@@ -63,12 +63,12 @@ rule prepare:
         "python3 -m mmm4rec prepare {params.inputs} --settings {params.settings:q} --out {params.out:q} > {log} 2>&1"
 
 
-# One job a domain: pictures are kept in a few shards, and those that the last manifest has are not fetched again.
+# One job a domain: pictures are kept in a few shards, which are no output: those in them are not fetched again.
 rule images:
     input:
         items_="<results>/domains/{domain}/items.parquet",
     output:
-        manifest=update("<results>/images/{domain}/manifest.parquet"),
+        manifest="<results>/images/{domain}/manifest.parquet",
     log:
         "<logs>/images/{domain}.log",
     benchmark:

@@ -29,6 +29,7 @@ rule pretrain:
         " --state {params.state:q} --tensorboard {params.tensorboard:q} > {log} 2>&1"
 
 
+# One thread a job: there are many of them, and side by side they take the least time. `--set-threads finetune=8` else.
 rule finetune:
     input:
         unpack(finetune_inputs),
@@ -45,7 +46,6 @@ rule finetune:
         "<benchmarks>/finetune/{domain}/{system}/seed_{seed}.tsv"
     conda:
         "../../envs/mmm4rec.yaml"
-    threads: 2
     resources:
         mem_mb=8000,
         gpu=GPU,

@@ -1,0 +1,105 @@
+"""Features brought along."""
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from mmm4rec.errors import UserError
+from mmm4rec.features.precomputed import import_features
+from mmm4rec.features.store import read_features
+
+ZERO = {"version": 1, "missing_features": "zero"}
+
+
+@pytest.fixture
+def domain(tmp_path):
+    folder = tmp_path / "shop"
+    folder.mkdir()
+    items = {"item_id": pa.array([1, 2, 3, 4], pa.int32()), "item": ["10", "11", "9", "x"]}
+    pq.write_table(pa.table(items), folder / "items.parquet")
+    return folder
+
+
+def write(path, **columns):
+    pq.write_table(pa.table(columns), path)
+    return path
+
+
+def test_rows_come_into_the_order_of_the_items(domain, tmp_path):
+    file = write(
+        tmp_path / "in.parquet",
+        item_id=["x", "9", "unknown", "10"],
+        text=pa.array([[4.0, 4], [3, 3], [8, 8], [1, 1]], pa.list_(pa.float16())),
+        image=pa.array([[0.5], None, [0.1], None], pa.list_(pa.float64(), 1)),
+    )
+    import_features(ZERO, domain, file, tmp_path / "out.parquet")
+    features = read_features(tmp_path / "out.parquet")
+    assert features.items.tolist() == ["10", "11", "9", "x"]
+    assert features.text.dtype == np.float16
+    assert features.text.tolist() == [[1, 1], [0, 0], [3, 3], [4, 4]]
+    assert features.has_text.tolist() == [True, False, True, True]
+    assert features.image.dtype == np.float32
+    assert features.image.tolist() == [[0], [0], [0], [0.5]]
+    assert features.has_image.tolist() == [False, False, False, True]
+    assert features.metadata["encoder"] == "precomputed"
+
+
+def test_a_file_a_modality_and_integer_ids(domain, tmp_path):
+    text = write(tmp_path / "text.parquet", item_id=[9, 10, 11], text=[[9.0], [10.0], [11.0]])
+    image = write(tmp_path / "image.parquet", item_id=pa.array([10], pa.int16()), image=[[1.0, 2.0, 3.0]], text=[[0.0]])
+    import_features(ZERO, domain, {"text": text, "image": image}, tmp_path / "out.parquet")
+    features = read_features(tmp_path / "out.parquet")
+    assert features.text.tolist() == [[10], [11], [9], [0]]
+    assert features.image.tolist() == [[1, 2, 3], [0, 0, 0], [0, 0, 0], [0, 0, 0]]
+
+
+def test_one_modality_alone(domain, tmp_path):
+    file = write(tmp_path / "in.parquet", item_id=["9", "x"], image=[[1.0], [2.0]])
+    import_features(ZERO, domain, file, tmp_path / "out.parquet")
+    features = read_features(tmp_path / "out.parquet")
+    assert features.text is None
+    assert not features.has_text.any()
+    assert features.has_image.tolist() == [False, False, True, True]
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        (
+            {"item_id": ["9", "10"], "vector": [[1.0], [2.0]]},
+            "expected columns item_id and text or image, found item_id, vector",
+        ),
+        ({"id": ["9"], "text": [[1.0]]}, "found id, text"),
+        ({"item_id": ["9", "10", "9"], "text": [[1.0]] * 3}, "item 9 has 2 rows"),
+        ({"item_id": ["9", None, "9"], "text": [[1.0]] * 3}, "column `item_id`, row 2: null"),
+        ({"item_id": [9.0, 10.0], "text": [[1.0]] * 2}, "must hold integers or strings, found double"),
+        ({"item_id": ["9", "10"], "text": [[1.0], [1.0, 2.0]]}, r"column `text`, row 2 \(item 10\): 2 numbers"),
+        ({"item_id": ["9", "10"], "text": [[1.0], [float("inf")]]}, r"row 2 \(item 10\): a number that is not finite"),
+        ({"item_id": ["9", "b", "c"], "text": [[1.0]] * 3}, "only 1 of the 4 items of .*shop are found"),
+        (
+            {"item_id": ["a", "b", "c"], "text": [[1.0]] * 3},
+            r"no id is an item of .*shop \(here 'a', 'b', 'c'; there '10'",
+        ),
+    ],
+)
+def test_a_file_that_is_not_as_described(domain, tmp_path, columns, message):
+    file = write(tmp_path / "in.parquet", **columns)
+    with pytest.raises(UserError, match=rf"in\.parquet.*{message}"):
+        import_features(ZERO, domain, file, tmp_path / "out.parquet")
+    assert not (tmp_path / "out.parquet").exists()
+
+
+def test_an_image_file_of_another_catalogue_is_refused_although_the_text_fits(domain, tmp_path):
+    text = write(tmp_path / "text.parquet", item_id=[9, 10, 11], text=[[9.0], [10.0], [11.0]])
+    image = write(tmp_path / "image.parquet", item_id=["y"], image=[[1.0]])
+    with pytest.raises(UserError, match=r"image\.parquet: no id is an item"):
+        import_features(ZERO, domain, {"text": text, "image": image}, tmp_path / "out.parquet")
+
+
+def test_missing_features_as_an_error(domain, tmp_path):
+    file = write(tmp_path / "in.parquet", item_id=["9", "10", "11"], text=[[1.0]] * 3)
+    with pytest.raises(UserError, match="1 of 4 items have no text features, item x first"):
+        import_features({"version": 1, "missing_features": "error"}, domain, file, tmp_path / "out.parquet")
+    with pytest.raises(UserError, match=r"none\.parquet: no such file"):
+        import_features(ZERO, domain, tmp_path / "none.parquet", tmp_path / "out.parquet")

@@ -1,0 +1,42 @@
+import pytest
+import torch
+import torch.nn.functional as F
+
+from mmm4rec.nn.conv import CausalConv
+
+
+@pytest.mark.parametrize("length", [1, 2, 4, 5, 300])
+def test_is_a_causal_depthwise_convolution(length: int) -> None:
+    torch.manual_seed(0)
+    conv = CausalConv(3, 4).double()
+    x = torch.randn(5, length, 6, dtype=torch.float64, requires_grad=True)
+    part = x[..., 2:5]  # not contiguous, as a slice of a projection
+    wanted = F.silu(F.conv1d(F.pad(part.transpose(1, 2), (3, 0)), conv.weight[:, None], conv.bias, groups=3))
+    y = conv(part)
+    torch.testing.assert_close(y, wanted.transpose(1, 2))
+    leaves = (x, conv.weight, conv.bias)
+    weight = torch.randn_like(y)
+    torch.testing.assert_close(
+        torch.autograd.grad((y * weight).sum(), leaves),
+        torch.autograd.grad((wanted.transpose(1, 2) * weight).sum(), leaves),
+    )
+
+
+def test_gradcheck() -> None:
+    conv = CausalConv(2, 4).double()
+    assert torch.autograd.gradcheck(conv, torch.randn(3, 6, 2, dtype=torch.float64, requires_grad=True))
+
+
+def test_last_column_meets_the_current_position() -> None:
+    conv = CausalConv(1, 2)
+    with torch.no_grad():
+        conv.weight.copy_(torch.tensor([[10.0, 1.0]]))
+        conv.bias.fill_(0.5)
+    y = conv(torch.tensor([[[1.0], [2.0]]]))
+    torch.testing.assert_close(y.flatten(), F.silu(torch.tensor([1.5, 12.5])))
+
+
+def test_last_from_a_window() -> None:
+    conv = CausalConv(3, 4)
+    x = torch.randn(2, 6, 3)
+    torch.testing.assert_close(conv.last(x[:, 1:5]), conv(x)[:, 4])
