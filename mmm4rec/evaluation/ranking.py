@@ -33,24 +33,22 @@ def rank_targets(
     tables = system.item_tables()
     extra = system.extra_candidates(tables)
     rows_at_once = max(1, min(4096, SCORES_AT_ONCE // events.n_items))
-    lengths = (targets - events.first[targets]).clamp(max=system.max_length)
-    order = torch.argsort(lengths, stable=True)  # rows of similar length together: little padding
-    ranks = torch.empty_like(targets)
-    for part in order.split(rows_at_once):
-        rows = events.batch(targets[part], system.max_length, time=time, target_time=system.target_time_in_row)
-        users = system.encode(tables, rows)
+    ranks = []
+    for part in targets.split(rows_at_once):
+        rows = events.batch(part, system.max_length, time=time, target_time=system.target_time_in_row)
+        users = system.users(tables, rows)
         scores = system.scores(tables, users)
         target_scores = scores.gather(1, rows.targets[:, None] - 1)
         if mask_seen:
-            scores = _without_history(scores, events, targets[part], rows.targets)
+            scores = _without_history(scores, events, part, rows.targets)
         rank = (scores >= target_scores).sum(1)
         if extra is not None:
             rank += (users @ extra.T >= target_scores).sum(1)
         if bool(torch.isnan(scores).any()):
             raise FloatingPointError("a score is NaN: the model did not train to finite weights")
-        ranks[part] = rank
+        ranks.append(rank)
     system.train(was_training)
-    return ranks
+    return torch.cat(ranks)
 
 
 def _without_history(scores: Tensor, events: Events, targets: Tensor, target_items: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ Shapes: B rows, L positions, N items of the catalogue, M items at hand, D width 
 
 import importlib
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import accumulate
 from typing import Any, ClassVar, cast
@@ -138,7 +138,12 @@ class System(nn.Module):
 
     def users(self, tables: Tables, rows: Rows) -> Tensor:
         """User vectors [B, D]; rows go through ``encode`` in chunks of similar length."""
-        return self.encode(tables, rows) if self.fixed_length else by_length(partial(self.encode, tables), rows)
+        if self.fixed_length:
+            return self.encode(tables, rows)
+        # only the items at hand, so that no chunk's gradient is as large as the catalogue
+        at_hand, items = nn.functional.pad(rows.items, (1, 0)).unique(return_inverse=True)
+        few = tuple(table[at_hand] for table in tables)
+        return by_length(partial(self.encode, few), replace(rows, items=items[:, 1:]))
 
     def scores(self, tables: Tables, users: Tensor) -> Tensor:
         """Scores [B, M] of all items at hand."""
@@ -159,6 +164,8 @@ class System(nn.Module):
 
 #: what starting another chunk costs, counted in positions that could be computed meanwhile
 CHUNK_COST = {"cpu": 128, "cuda": 16384}
+#: positions of a chunk: larger ones leave a processor's caches
+CHUNK_POSITIONS = {"cpu": 2560, "cuda": 2**22}
 
 
 def by_length(encode: Callable[[Rows], Tensor], rows: Rows) -> Tensor:
@@ -166,14 +173,12 @@ def by_length(encode: Callable[[Rows], Tensor], rows: Rows) -> Tensor:
 
     Every row's result is the same as in one piece; only padding is saved.
     """
-    lengths = rows.lengths
-    bounds = length_chunks(lengths.bincount().tolist(), CHUNK_COST.get(lengths.device.type, CHUNK_COST["cuda"]))
-    if len(bounds) == 1:
-        return encode(rows)
+    lengths, device = rows.lengths, rows.lengths.device.type
     order = torch.argsort(lengths, stable=True)
     parts, start = [], 0
-    for end, length in bounds:
-        parts.append(encode(rows.select(order[start:end], length)))
+    for end, length in length_chunks(lengths.bincount().tolist(), CHUNK_COST[device]):
+        for piece in order[start:end].split(max(1, CHUNK_POSITIONS[device] // length)):
+            parts.append(encode(rows.select(piece, length)))
         start = end
     back = torch.empty_like(order)
     back[order] = torch.arange(len(order), device=order.device)

@@ -145,7 +145,8 @@ class MMM4Rec(System):
             )
         if settings.use_time == "require" and not catalogue.all_timed:
             raise UserError(
-                "mmm4rec: `use_time: require`, but some events of the domain have no timestamp; set `use_time: on` or `off`"
+                "mmm4rec: `use_time: require`, but some events of the domain have no timestamp; "
+                "set `use_time: on` or `off`"
             )
         self.target_time_in_row = settings.target_time_in_row
         self.timed = settings.use_time != "off" and catalogue.has_time
@@ -286,8 +287,7 @@ def normalised(catalogue: Catalogue, modality: str) -> Tensor:
 def unit(e: Tensor) -> Tensor:
     """Vectors divided by their length; one shorter than 1e-12 counts as zero and gets no gradient.
 
-    A floor under the length would multiply the gradient of a zero vector by 1e12, and adapters start with zero biases:
-    at the start of training every item without an image is one.
+    A floor under the length would multiply the gradient of a zero vector, such as a masked image's, by 1e12.
     """
     length = e.norm(dim=-1, keepdim=True)
     return e / length.masked_fill(length < FLOOR, torch.inf)

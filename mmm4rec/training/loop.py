@@ -122,7 +122,7 @@ def train(
         UserError: the loss is not finite.
     """
     if not len(targets):
-        raise UserError("no training row: every user has too few events; a ranked user needs at least four to train on one")
+        raise UserError("no training row: every ranked user needs at least four events to train on one")
     device = events.items.device
     trained = [p for p in system.parameters() if p.requires_grad]
     optimizer = OPTIMIZERS[stage.optimizer](trained, lr=stage.learning_rate, weight_decay=stage.weight_decay)  # type: ignore[call-arg]
