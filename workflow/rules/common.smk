@@ -33,6 +33,8 @@ except UserError as error:
 os.environ |= {
     # jobs run the interpreter that runs Snakemake, whether or not its environment is activated
     "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
+    # threads that wait sleep: where several jobs share the cores, spinning ones cost a multiple of the work itself
+    "OMP_WAIT_POLICY": "PASSIVE",
     "MMM4REC_DEVICE": CONFIG.device,
     "MMM4REC_OFFLINE": str(int(CONFIG.offline)),
     "MMM4REC_BATCH_SIZE": str(CONFIG.encoder.batch_size),
