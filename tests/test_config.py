@@ -294,6 +294,7 @@ def test_settings_and_place_of_features():
         "version": VERSIONS["embed"],
         "encoder": "hf-hub:timm/ViT-B-16-SigLIP",
         "precision": "bf16",
+        "text_fields": "title_category_brand",
         "missing_image": "zero",
         "missing_features": "zero",
     }
@@ -324,11 +325,15 @@ def test_settings_of_a_run():
     [("Prime_Pantry", "recall@10"), ("Industrial_and_Scientific", "recall@10"), ("X", "ndcg@10")],
 )
 def test_released_runs_stopped_on_recall_for_two_domains(category, metric):
-    domains = {"shop": {"amazon": category}}
-    config = parse_config(values(domains=domains, preset="released"))
-    assert finetune_settings(config, "sasrec", "shop", 1)["stage"]["stop_metric"] == metric
-    plain = parse_config(values(domains=domains))
-    assert finetune_settings(plain, "sasrec", "shop", 1)["stage"]["stop_metric"] == "ndcg@10"
+    def stop_metric(system="mmm4rec", **changes):
+        config = parse_config(values(domains={"shop": {"amazon": category}}, **changes))
+        return finetune_settings(config, system, "shop", 1)["stage"]["stop_metric"]
+
+    assert stop_metric(preset="released") == metric
+    assert stop_metric() == "ndcg@10"
+    assert stop_metric("sasrec", preset="released") == "ndcg@10"
+    own = {"mmm4rec": {"finetune": {"stop_metric": "ndcg@50"}}}
+    assert stop_metric(preset="released", settings=own) == "ndcg@50"
 
 
 @settings(max_examples=20)

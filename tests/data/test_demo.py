@@ -5,6 +5,7 @@ import gzip
 import json
 import re
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -100,24 +101,29 @@ def oracle(world: World) -> dict[str, float]:
     def next_topic(event: np.ndarray, step: int) -> np.ndarray:
         return chance(world.topic == (world.topic[world.item[event]] + step)[:, None] % n_topics, n_topics)
 
-    def next_style(event: np.ndarray) -> np.ndarray:
-        return chance(world.style == world.style[world.item[event]][:, None], n_styles)
+    def next_style(event: np.ndarray, step: int) -> np.ndarray:
+        return chance(world.style == (world.style[world.item[event]] + step)[:, None] % n_styles, n_styles)
+
+    def by_gap(rule: Callable[[np.ndarray, int], np.ndarray], part: int) -> np.ndarray:
+        return np.where(long_gap, rule(now, LONG_STEP[part]), rule(now, SHORT_STEP[part]))
 
     def ndcg(scores: np.ndarray) -> float:
         rank = (scores >= scores[np.arange(len(target)), target][:, None]).sum(axis=1)
         return float(np.where(rank <= 10, 1 / np.log2(1 + rank), 0).mean())
 
     long_gap = (world.day[now] - world.day[now - 1] > 20)[:, None]
-    topic = np.where(long_gap, next_topic(now, LONG_STEP), next_topic(now, SHORT_STEP))
-    either = (next_topic(now, LONG_STEP) + next_topic(now, SHORT_STEP)) / 2
+    topic, style = by_gap(next_topic, 0), by_gap(next_style, 1)
+
+    def either(event: np.ndarray) -> np.ndarray:
+        return sum(next_topic(event, s[0]) * next_style(event, s[1]) for s in (SHORT_STEP, LONG_STEP))
+
     # everybody has five events or more: the history as a set is judged by four of its events, whichever is the last
-    before = [now, now - 1, now - 2, now - 3]
-    as_set = sum(next_topic(e, LONG_STEP) + next_topic(e, SHORT_STEP) for e in before) * sum(map(next_style, before))
+    as_set = sum(map(either, (now, now - 1, now - 2, now - 3)))
     return {
-        "all": ndcg(topic * next_style(now) * world.share),
-        "time": ndcg(either * next_style(now) * world.share),
+        "all": ndcg(topic * style * world.share),
+        "time": ndcg(either(now) * world.share),
         "image": ndcg(topic * popularity),
-        "text": ndcg(next_style(now) * popularity),
+        "text": ndcg(style * popularity),
         "order": ndcg(as_set * world.share),
         "pop": ndcg(np.broadcast_to(popularity, topic.shape)),
     }
@@ -138,13 +144,12 @@ def test_events_follow_the_planted_rules() -> None:
     n_topics, n_styles = len(TOPICS), len(STYLES)
     third = np.flatnonzero((world.user[2:] == world.user[1:-1]) & (world.user[2:] == world.user[:-2])) + 2
     gap = world.day[third - 1] - world.day[third - 2]
-    step = (world.topic[world.item[third]] - world.topic[world.item[third - 1]]) % n_topics
     assert set(np.unique(gap)) <= {1, 2, 3, *range(40, 81)}
-    expected = 1 - NOISE + NOISE / n_topics
-    assert (step[gap < 20] == SHORT_STEP).mean() == pytest.approx(expected, abs=0.03)
-    assert (step[gap > 20] == LONG_STEP).mean() == pytest.approx(expected, abs=0.03)
-    stays = world.style[world.item[third]] == world.style[world.item[third - 1]]
-    assert stays.mean() == pytest.approx(1 - NOISE + NOISE / n_styles, abs=0.03)
+    for part, (kind, n) in enumerate(((world.topic, n_topics), (world.style, n_styles))):
+        step = (kind[world.item[third]] - kind[world.item[third - 1]]) % n
+        expected = 1 - NOISE + NOISE / n
+        assert (step[gap < 20] == SHORT_STEP[part]).mean() == pytest.approx(expected, abs=0.03)
+        assert (step[gap > 20] == LONG_STEP[part]).mean() == pytest.approx(expected, abs=0.03)
     lengths = np.bincount(world.user)
     assert (lengths.min(), lengths.max()) == (5, 9)
     assert np.bincount(world.item, minlength=len(world.topic)).min() >= 1
