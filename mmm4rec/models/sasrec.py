@@ -1,16 +1,21 @@
-"""SASRec: self-attention over item ids (Kang & McAuley, ICDM 2018), trained with full cross-entropy."""
+"""SASRec: self-attention over items (Kang & McAuley, ICDM 2018), trained with full cross-entropy.
+
+SASRec_T, its variant of the paper's Table III, knows items by their text alone.
+"""
 
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from mmm4rec.models.base import Catalogue, Rows, Settings, System, Tables
+from mmm4rec.models.items import ItemVectors, item_vectors
 from mmm4rec.nn.initialise import normal_
 from mmm4rec.nn.transformer import EPS, TransformerEncoder
 
 
 class SASRecSettings(Settings):
-    """Sizes and dropout."""
+    """Sizes and dropout, and what an item is known by."""
 
+    items: ItemVectors = "ids"
     hidden_size: int = Field(ge=1)
     inner_size: int = Field(ge=1)
     layers: int = Field(ge=1)
@@ -25,7 +30,7 @@ class SASRecSettings(Settings):
 
 
 class SASRec(System):
-    """Item and position embeddings, a causal Transformer, scores by the tied item table."""
+    """Item vectors and position embeddings, a causal Transformer, scores by the same item vectors."""
 
     Settings = SASRecSettings
     settings: SASRecSettings
@@ -33,7 +38,7 @@ class SASRec(System):
     def __init__(self, settings: SASRecSettings, catalogue: Catalogue, *, pretraining: bool = False) -> None:
         super().__init__(settings, catalogue, pretraining=pretraining)
         s = settings
-        self.item = nn.Embedding(catalogue.n_items + 1, s.hidden_size, padding_idx=0)
+        self.item = item_vectors(s.items, catalogue, s.hidden_size)
         self.position = nn.Embedding(s.max_length, s.hidden_size)
         self.norm = nn.LayerNorm(s.hidden_size, eps=EPS)
         self.dropout = nn.Dropout(s.dropout)
@@ -41,9 +46,8 @@ class SASRec(System):
         self.apply(normal_)
 
     def item_tables(self, ids: Tensor | None = None) -> Tables:
-        """The item embeddings [M + 1, D]."""
-        weight = self.item.weight
-        return (weight if ids is None else weight[nn.functional.pad(ids, (1, 0))],)
+        """The item vectors [M + 1, D]."""
+        return (self.item.table(ids),)
 
     def encode(self, tables: Tables, rows: Rows) -> Tensor:
         """Hidden state of the last event [B, D]; position 0 is the oldest kept event."""

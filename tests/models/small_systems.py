@@ -1,0 +1,69 @@
+"""Sizes at which every system is built in a moment: what changes of its settings file, by the class that it is of."""
+
+import torch
+
+from mmm4rec.config import read_system, system_keys
+from mmm4rec.models.base import Catalogue, Rows, System, build
+
+SMALL = {
+    "pop": {},
+    "sasrec": {"hidden_size": 16, "inner_size": 32, "heads": 2, "max_length": 6},
+    "mmm4rec": {"hidden_size": 16, "inner_size": 16, "state_size": 4, "head_size": 8, "max_length": 6},
+}
+N_ITEMS = 12
+LEARNING = [key for key in system_keys() if read_system(key).finetune]
+#: the representation of an event may depend on what follows it in the row
+NOT_CAUSAL: set[str] = set()
+#: the result depends on how much of the row is padding: on max_length, not on the other rows of the batch
+SEES_PADDING: set[str] = set()
+
+
+def catalogue(n_items: int = N_ITEMS, *, times: bool = True, seed: int = 0) -> Catalogue:
+    """A catalogue with everything; the last item lacks text, the last two lack an image."""
+    draw = torch.Generator().manual_seed(seed)
+    has_text = torch.ones(n_items + 1, dtype=torch.bool)
+    has_image = has_text.clone()
+    has_text[[0, -1]] = False
+    has_image[[0, -1, -2]] = False
+    return Catalogue(
+        n_items=n_items,
+        text=torch.randn(n_items + 1, 10, generator=draw) * has_text[:, None],
+        image=torch.randn(n_items + 1, 8, generator=draw) * has_image[:, None],
+        has_text=has_text,
+        has_image=has_image,
+        has_time=times,
+        all_timed=times,
+        popularity=torch.arange(n_items + 1),
+    )
+
+
+def small_settings(key: str, **settings) -> dict:
+    """A system's settings at its small size, with further changes."""
+    system = read_system(key)
+    return system.settings | SMALL[system.model] | settings
+
+
+def small(
+    key: str, known: Catalogue | None = None, *, pretraining: bool = False, perturbed: float = 0.0, **settings
+) -> System:
+    """A system at its small size, always with the same weights; ``perturbed`` off their start, where much is zero."""
+    torch.manual_seed(0)
+    system = build(
+        read_system(key).model, small_settings(key, **settings), known or catalogue(), pretraining=pretraining
+    )
+    for parameter in system.parameters():
+        parameter.data += perturbed * torch.randn_like(parameter)
+    return system
+
+
+def rows(items: list[list[int]], targets: list[int] | None = None, *, max_length: int = 6) -> Rows:
+    """Right-padded rows; their events are days apart, more and more of them."""
+    lengths = torch.tensor([sum(i > 0 for i in row) for row in items])
+    day = torch.arange(max_length) ** 2 * 86_400 + 1_500_000_000
+    return Rows(
+        torch.tensor(items),
+        lengths,
+        torch.tensor(targets or [1] * len(items)),
+        times=torch.where(torch.arange(max_length) < lengths[:, None], day, 0),
+        has_time=torch.ones(len(items), dtype=torch.bool),
+    )

@@ -1,0 +1,156 @@
+"""What holds for every system with something to learn, whatever it is."""
+
+import pytest
+import torch
+from small_systems import LEARNING, N_ITEMS, NOT_CAUSAL, SEES_PADDING, catalogue, rows, small, small_settings
+from torch.nn.functional import pad
+
+from mmm4rec.config import StageSettings, read_system
+from mmm4rec.errors import UserError
+from mmm4rec.evaluation.ranking import rank_targets
+from mmm4rec.models.base import Catalogue, build
+from mmm4rec.training.data import load_events
+from mmm4rec.training.finetune import freeze
+from mmm4rec.training.loop import train
+
+BATCH = rows([[3, 4, 5, 6, 7, 8], [1, 2, 3, 9, 0, 0], [11, 12, 10, 0, 0, 0]], [9, 10, 1])
+PRETRAINED = [key for key in LEARNING if read_system(key).pretrain]
+
+
+def without_dropout(key: str) -> dict:
+    return {name: 0.0 for name in small_settings(key) if "dropout" in name}
+
+
+@pytest.mark.parametrize("key", LEARNING)
+def test_frozen_features_stay_as_they_were(key):
+    """FDSA, S3-Rec and M3Rec of the references overwrite them in their initialisation."""
+    known = catalogue()
+    system = small(key, known)
+    stored = {name: b for name, b in system.named_buffers() if name.split(".")[-1] in ("text", "image")}
+    before = {name: b.clone() for name, b in stored.items()}
+    reads = set(read_system(key).reads) & {"text", "image"}
+    for modality in reads:
+        raw = getattr(known, modality)
+        kept = [b for name, b in stored.items() if name.endswith(modality)]
+        for table in kept:  # as stored, or of length one
+            assert torch.allclose(table, raw) or torch.allclose(table, torch.nn.functional.normalize(raw))
+    optimizer = torch.optim.SGD(system.parameters(), lr=0.1)
+    system.finetune_loss(system.item_tables(), BATCH).backward()
+    optimizer.step()
+    assert all(torch.equal(before[name], b) for name, b in stored.items())
+
+
+@pytest.mark.parametrize("key", LEARNING)
+def test_every_trained_parameter_gets_a_gradient_and_no_frozen_one(key):
+    system = small(key, perturbed=0.3)
+    freeze(system)
+    system.train()
+    for _ in range(3):  # what one draw of dropout or of an augmentation misses, another reaches
+        system.start_epoch(1)
+        system.finetune_loss(system.item_tables(), BATCH).backward()
+    unmoved = [n for n, p in system.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())]
+    assert unmoved == []
+    assert [n for n, p in system.named_parameters() if not p.requires_grad and p.grad is not None] == []
+
+
+@pytest.mark.parametrize("key", PRETRAINED)
+def test_every_parameter_is_pretrained(key):
+    system = small(key, pretraining=True, perturbed=0.3).train()
+    for _ in range(3):
+        system.start_epoch(1)
+        system.pretrain_loss(system.item_tables(), BATCH).backward()
+    assert [n for n, p in system.named_parameters() if p.grad is None or not p.grad.any()] == []
+
+
+@pytest.mark.parametrize("key", LEARNING)
+def test_blind_to_the_rest_of_the_batch(key):
+    system = small(key).eval()
+    system.start_epoch(1)
+    tables = system.item_tables()
+    together = system.users(tables, BATCH)
+    for i in range(3):
+        alone = system.users(tables, BATCH.select(slice(i, i + 1), int(BATCH.lengths[i])))
+        torch.testing.assert_close(alone[0], together[i], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("key", [key for key in LEARNING if key not in SEES_PADDING])
+def test_blind_to_the_amount_of_padding(key):
+    """A system built for longer rows gives the same scores, but for what it learns a position."""
+    system = small(key).eval()
+    system.start_epoch(1)
+    tables = system.item_tables()
+    short = BATCH.select(slice(1, 3), 4)
+    longer = BATCH.select(slice(1, 3), 6)
+    torch.testing.assert_close(system.encode(tables, longer), system.encode(tables, short), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("key", [key for key in LEARNING if key not in NOT_CAUSAL])
+def test_blind_to_what_follows(key):
+    """What the target is, and what comes after the row, changes nothing."""
+    system = small(key).eval()
+    system.start_epoch(1)
+    tables = system.item_tables()
+    row = rows([[3, 4, 5, 0, 0, 0]], [7])
+    followed = rows([[3, 4, 5, 9, 9, 9]], [8])
+    cut = followed.select(slice(0, 1))
+    cut = type(cut)(cut.items, row.lengths, cut.targets, row.times, row.has_time)
+    torch.testing.assert_close(system.encode(tables, cut), system.encode(tables, row), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("key", LEARNING)
+def test_order_matters(key):
+    system = small(key, perturbed=0.3).eval()
+    system.start_epoch(1)
+    u = system.users(system.item_tables(), rows([[3, 4, 5], [4, 3, 5]]))
+    assert not torch.allclose(u[0], u[1], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("key", LEARNING)
+def test_saved_and_loaded_scores_are_identical(key):
+    first = small(key).eval()
+    first.start_epoch(1)
+    torch.manual_seed(1)
+    again = build(read_system(key).model, small_settings(key), catalogue()).eval()
+    again.load_state_dict(first.state_dict())
+    a, b = (s.scores(s.item_tables(), s.users(s.item_tables(), BATCH)) for s in (first, again))
+    assert a.shape == (3, N_ITEMS)
+    assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("key", PRETRAINED)
+def test_tables_of_some_items_are_rows_of_all(key):
+    """Pre-training computes the tables of the items at hand only."""
+    system = small(key, pretraining=True).eval()
+    system.start_epoch(1)
+    ids = torch.tensor([2, 5, 12])
+    for some, all_ in zip(system.item_tables(ids), system.item_tables(), strict=True):
+        torch.testing.assert_close(some, all_[pad(ids, (1, 0))])
+
+
+@pytest.mark.parametrize("key", LEARNING)
+def test_overfits_a_toy_set(key, make_domain):
+    cycle = [[(s + k) % 9 + 1 for k in range(6)] for s in range(9)]
+    events = load_events([make_domain(cycle, [[1_500_000_000 + k * 86_400 for k in range(6)] for _ in cycle])])
+    known = catalogue(events.n_items)
+    known.has_text[1:] = known.has_image[1:] = True
+    known.text[1:], known.image[1:] = torch.randn(9, 10), torch.randn(9, 8)
+    system = small(key, known, **without_dropout(key))
+    stage = StageSettings(optimizer="adam", learning_rate=0.01, batch_size=16, epochs=80)
+    reads = read_system(key).reads
+    train(
+        system, events, events.all_rows(), stage, lambda s, t, r, n: s.finetune_loss(t, r) / n,
+        seed=0, time_aware="time" in reads, whole_catalogue=True,
+    )  # fmt: skip
+    assert rank_targets(system, events, events.test_rows(), time="time" in reads).tolist() == [1] * 9
+
+
+@pytest.mark.parametrize("key", [key for key in LEARNING if {"text", "image"} & set(read_system(key).reads)])
+def test_without_features_it_says_so(key):
+    with pytest.raises(UserError, match="features"):
+        build(read_system(key).model, small_settings(key), Catalogue(n_items=N_ITEMS, has_time=True, all_timed=True))
+
+
+@pytest.mark.parametrize("key", [k for k in LEARNING if "time" in read_system(k).reads])
+def test_without_times_it_says_so_where_they_are_required(key):
+    with pytest.raises(UserError, match="require"):
+        small(key, catalogue(times=False), use_time="require")
