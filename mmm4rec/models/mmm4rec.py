@@ -22,7 +22,7 @@ from mmm4rec.nn.dropout import Dropout
 from mmm4rec.nn.fourier import FourierFilter
 from mmm4rec.nn.initialise import normal_
 from mmm4rec.nn.losses import full_cross_entropy, in_batch_cross_entropy
-from mmm4rec.nn.time_signal import TimeGaps, TimeMask
+from mmm4rec.nn.time_signal import TimeFactor, TimeGaps, TimeMask
 
 MODALITIES = ("text", "image")
 FLOOR = 1e-12  # of a vector's length when it is divided by it
@@ -49,6 +49,7 @@ class MMM4RecSettings(Settings):
     ffn_on: Literal["both", "text"] = "both"
     skip: Literal["x", "dt_x"] = "x"
     mask_padded_gaps: bool = True
+    time_scale_bias: float = 2.0
     target_time_in_row: bool = False
     duplicates: Literal["masked", "kept"] = "masked"
     pad_candidate: bool = False
@@ -194,6 +195,11 @@ class MMM4Rec(System):
         # multiplies the gradient by 1 / sqrt(eps) = 1e6, one after the other: NAdam's scales would not recover.
         for module in (*self.adapters.values(), *self.norms.values()):
             nn.init.normal_(cast(Tensor, module.bias), std=0.02)
+        # From a bias of zero Tanhshrink makes a scale s of 1e-10: no gap would reach a step size, and the gradients of
+        # the whole time path, 1e-11 to 1e-20, would drown in the optimiser's epsilon. Tanhshrink(2) = 1.04.
+        for module in self.modules():
+            if isinstance(module, TimeFactor):
+                nn.init.constant_(module.scale_out.bias, settings.time_scale_bias)
 
     # -- items
 

@@ -325,6 +325,21 @@ def test_every_variant_trains_every_parameter(key: str, preset: str) -> None:
     assert all(torch.isfinite(p.grad).all() for p in system.parameters())
 
 
+def test_time_has_an_effect_from_the_start() -> None:
+    """From zero biases Tanhshrink leaves a constant, and gradients that no optimiser sees."""
+    batch = rows(MIXED)
+    later = replace(batch, times=batch.times + torch.randint(0, 10**6, (1, L)).cumsum(1) * (batch.times > 0))
+
+    def effect_and_gradient(bias: float) -> tuple[float, float]:
+        system = model(perturbed=False, time_scale_bias=bias)
+        effect = (users(system, later) - users(system, batch)).abs().max()
+        system.finetune_loss(system.item_tables(), batch).backward()
+        return float(effect), float(system.time_gaps.norm.weight.grad.abs().max())
+
+    assert max(effect_and_gradient(0.0)) < 1e-7
+    assert min(effect_and_gradient(2.0)) > 1e-6
+
+
 def test_variants_differ_from_mmm4rec_as_table_vi_says() -> None:
     base = read_system("mmm4rec")
     files = {key: read_system(key) for key in SYSTEMS}
