@@ -16,7 +16,13 @@ from mmm4rec.errors import UserError
 from mmm4rec.versions import VERSIONS
 
 SYSTEMS_DIR = Path(__file__).resolve().parent.parent / "config" / "systems"
+SYSTEM_ORDER = [
+    *("pop", "sasrec", "sasrec_t", "mamba4rec", "mamba4rec_t", "tim4rec", "tim4rec_t", "tim4rec_notime", "bsarec"),
+    *("fdsa", "s3rec", "unisrec", "unisrec_t", "zesrec", "vqrec", "mmsrec", "missrec", "missrec_noid", "m3rec"),
+    *("mmm4rec", "mmm4rec_noid", "mmm4rec_scratch", "mmm4rec_notime", "mmm4rec_noshare", "mmm4rec_2layers"),
+]
 METRICS = ("recall@10", "recall@50", "ndcg@10", "ndcg@50")
+STAGES = ("pretrain", "finetune")
 Preset = Literal["paper", "released"]
 TextFields = Literal["title_category_brand", "title_brand_description"]
 MissingImage = Literal["zero", "white", "mask"]
@@ -164,7 +170,9 @@ class Config(Strict):
     images: ImagesConfig = ImagesConfig()
     pretrain: StageOverrides = StageOverrides()
     finetune: StageOverrides = StageOverrides()
-    settings: dict[str, dict[str, Any]] = Field({}, description="overrides of single systems' settings, by system key")
+    settings: dict[str, dict[str, Any]] = Field(
+        {}, description="overrides of systems' settings, by system key; variants inherit them"
+    )
 
     @model_validator(mode="after")
     def _names_exist(self) -> "Config":
@@ -230,15 +238,8 @@ class SystemFile(Strict):
 
 def system_keys() -> list[str]:
     """Keys of all systems, in the tables' order."""
-    order = ["pop", "sasrec", "mamba4rec", "tim4rec", "bsarec", "fdsa", "s3rec", "unisrec", "zesrec", "vqrec", "mmsrec"]
-    order += ["missrec", "m3rec", "mmm4rec"]
     keys = sorted(path.stem for path in SYSTEMS_DIR.glob("*.yaml"))
-
-    def rank(key: str) -> tuple[int, str]:
-        family = key.split("_")[0]
-        return (order.index(family) if family in order else len(order), key)
-
-    return sorted(keys, key=rank)
+    return sorted(keys, key=lambda key: SYSTEM_ORDER.index(key) if key in SYSTEM_ORDER else len(SYSTEM_ORDER))
 
 
 def _merge(base: Any, over: Any) -> Any:
@@ -254,17 +255,26 @@ def read_system(key: str) -> SystemFile:
     Raises:
         UserError: there is no such system, or its file is not valid.
     """
-    path = SYSTEMS_DIR / f"{key}.yaml"
-    if not path.exists():
-        raise UserError(f"unknown system {key!r}; known: {', '.join(system_keys())}")
-    own = read_yaml(path)
-    seen = [key]
-    while (base := own.pop("base", None)) is not None:
-        if base in seen:
-            raise UserError(f"{path}: `base` goes round in a circle: {' -> '.join([*seen, base])}")
-        seen.append(base)
-        own = _merge(read_yaml(SYSTEMS_DIR / f"{base}.yaml"), own)
-    return validated(SystemFile, own, path)
+    values: dict[str, Any] = {}
+    for _, own in _lineage(key):
+        values = _merge(values, own)
+    return validated(SystemFile, values, SYSTEMS_DIR / f"{key}.yaml")
+
+
+def _lineage(key: str) -> list[tuple[str, dict[str, Any]]]:
+    """The settings files a system is made of, by system: the one that all is based on first, its own last."""
+    files: list[tuple[str, dict[str, Any]]] = []
+    while key is not None:
+        if key in [k for k, _ in files]:
+            circle = " -> ".join([*(k for k, _ in files), key])
+            raise UserError(f"{SYSTEMS_DIR / files[0][0]}.yaml: `base` goes round in a circle: {circle}")
+        path = SYSTEMS_DIR / f"{key}.yaml"
+        if not path.exists():
+            raise UserError(f"unknown system {key!r}; known: {', '.join(system_keys())}")
+        own = read_yaml(path)
+        files.append((key, own))
+        key = own.pop("base", None)
+    return files[::-1]
 
 
 # ------------------------------------------------------------------------------------------------ reading
@@ -338,16 +348,16 @@ def resolve_system(config: Config, key: str) -> SystemFile:
     """A system's settings with the preset, the global overrides and the user's own on top."""
     system = read_system(key)
     values = system.model_dump()
-    own = config.settings.get(key, {})
-    unknown = sorted(set(own) - {"settings", "pretrain", "finetune"} - set(values["settings"]))
+    own = _overrides(config, key)
+    unknown = sorted(set(own) - set(STAGES) - set(values["settings"]))
     if unknown:
-        known = ", ".join([*values["settings"], "pretrain", "finetune"])
+        known = ", ".join([*values["settings"], *STAGES])
         raise UserError(f"settings.{key}.{unknown[0]}: unknown key; known: {known}")
     if config.preset == "released":
         values["settings"] |= values["released"]
         if values["pretrain"]:
             values["pretrain"] |= values["released_pretrain"]
-    for stage in ("pretrain", "finetune"):
+    for stage in STAGES:
         over = own.get(stage, {})
         if not isinstance(over, dict):
             raise UserError(f"settings.{key}.{stage}: expected keys and values, found {over!r}")
@@ -355,8 +365,28 @@ def resolve_system(config: Config, key: str) -> SystemFile:
             values[stage] |= getattr(config, stage).model_dump(exclude_none=True) | over
         elif over:
             raise UserError(f"settings.{key}.{stage}: {key} has no such stage")
-    values["settings"] |= {k: v for k, v in own.items() if k not in ("pretrain", "finetune")}
+    values["settings"] |= {k: v for k, v in own.items() if k not in STAGES}
+    if values["settings"].get("use_time", "off") not in ("off", False) and "time" not in values["reads"]:
+        raise UserError(f"settings.{key}.use_time: {key} is the variant without time; leave it off")
     return validated(SystemFile, values, f"settings.{key}")
+
+
+def _overrides(config: Config, key: str) -> dict[str, Any]:
+    """The user's ``settings`` of a system; a variant inherits those of its base, but for what its own file sets."""
+    over: dict[str, Any] = {}
+    for name, file in _lineage(key):
+        over = {
+            k: _without(v, file[k]) if k in file else v for k, v in over.items() if k not in file.get("settings", {})
+        }
+        over = _merge(over, config.settings.get(name, {}))
+    return over
+
+
+def _without(values: Any, said: Any) -> Any:
+    """The entries of a stage's overrides that a settings file does not set; none if it has no such stage."""
+    if said is None or not isinstance(values, Mapping):
+        return {}
+    return {k: v for k, v in values.items() if k not in said}
 
 
 def prepare_settings(config: Config, domain: str) -> dict[str, Any]:
@@ -381,7 +411,8 @@ def embed_settings(config: Config, domain: str) -> dict[str, Any]:
         "encoder": config.encoder.source,
         "precision": config.encoder.precision,
         "text_fields": config.data_switches["text_fields"],
-        "missing_image": config.data_switches["missing_image"],
+        # what stands for a missing image in training, `zero` or `mask`, changes no features
+        "missing_image": "white" if config.data_switches["missing_image"] == "white" else "zero",
         "missing_features": spec.missing_features,
     }
 

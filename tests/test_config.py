@@ -144,6 +144,8 @@ def test_preset_sets_switches_and_own_choices_win():
         ),
         ({"settings": {"sasrec": {"layer": 1}}}, "settings.sasrec.layer: unknown key; known: "),
         ({"settings": {"sasrec": {"finetune": {"epoch": 1}}}}, "settings.sasrec: finetune.epoch: unknown key"),
+        ({"settings": {"sasrec": {"settings": {"layers": 1}}}}, "settings.sasrec.settings: unknown key; known: "),
+        ({"systems": ["mmm4rec_notime"], "settings": {"mmm4rec_notime": {"use_time": "on"}}}, "leave it off"),
         ({"settings": {"sasrec": {"finetune": 3}}}, "settings.sasrec.finetune: expected keys and values, found 3"),
         ({"settings": {"pop": {"finetune": {"epochs": 3}}}}, "settings.pop.finetune: pop has no such stage"),
     ],
@@ -236,6 +238,21 @@ def test_a_based_system_inherits_and_overrides(own_systems):
     assert system.finetune == read_system("sasrec").finetune
 
 
+def test_a_variant_inherits_the_user_s_settings_but_not_against_its_own_file(own_systems):
+    own = {"sasrec": {"width": 4, "layers": 3, "finetune": {"epochs": 7}}, "sasrec_t": {"finetune": {"batch_size": 2}}}
+    config = parse_config(values(settings=own))
+    assert resolve_system(config, "sasrec").settings == {"width": 4, "layers": 3}
+    variant = resolve_system(config, "sasrec_t")
+    assert variant.settings == {"width": 16, "layers": 3}
+    assert (variant.finetune.epochs, variant.finetune.batch_size) == (7, 2)
+    (own_systems / "sasrec_t.yaml").write_text("{base: sasrec, pretrain: null, finetune: {epochs: 5}}")
+    variant = resolve_system(
+        parse_config(values(settings={"sasrec": {"pretrain": {"epochs": 1}, **own["sasrec"]}})), "sasrec_t"
+    )
+    assert variant.pretrain is None
+    assert variant.finetune.epochs == 5
+
+
 def test_a_circle_of_bases_is_told(own_systems):
     (own_systems / "a.yaml").write_text("base: b")
     (own_systems / "b.yaml").write_text("base: a")
@@ -258,7 +275,7 @@ def test_what_wins_over_what(own_systems):
     assert (changed.finetune.epochs, changed.finetune.batch_size) == (9, 64)
     assert (changed.pretrain.epochs, changed.pretrain.learning_rate) == (3, 0.5)
     other = resolve_system(parse_config(values(systems=["sasrec_t"], **changes)), "sasrec_t")
-    assert (other.settings["width"], other.finetune.epochs) == (16, 7)
+    assert (other.settings["width"], other.finetune.epochs, other.finetune.batch_size) == (16, 9, 64)
 
 
 def test_tables_hold_the_configured_systems_in_the_papers_order(own_systems):

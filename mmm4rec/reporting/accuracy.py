@@ -12,10 +12,21 @@ from mmm4rec.errors import UserError
 from mmm4rec.evaluation.metrics import METRICS
 from mmm4rec.io import read_json, write_text
 from mmm4rec.reporting.published import SLIPS, published
+from mmm4rec.reporting.table1 import published_users
 
 OURS = {2: "mmm4rec", 3: "mmm4rec_noid"}
 TITLES = {2: "Table II: systems with item ids", 3: "Table III: systems without item ids"}
 COSTS = ("epochs", "best_epoch", "seconds", "seconds_per_epoch", "parameters", "peak_memory_mib")
+
+#: settings that make a column another thing than its name says
+CAVEATS = (
+    (
+        "target_time_in_row",
+        True,
+        "**The time of the target is in the rows of {}** (preset `released`): not comparable.",
+    ),
+    ("mask_padded_gaps", False, "The gaps of padding count as times in {} (preset `released`)."),
+)
 
 Run = dict[str, Any]
 
@@ -92,7 +103,7 @@ def _csv(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 
 
 def _runs_csv(number: int, table: list[Run]) -> str:
-    printed = published(number)
+    printed = _comparable(number, table)
     rows = [
         [run["dataset"], run["system"], run["seed"], metric, f"{run['test'][metric]:.6f}"]
         + [printed.get((run["dataset"], run["system"], metric), "")]
@@ -103,13 +114,20 @@ def _runs_csv(number: int, table: list[Run]) -> str:
     return _csv(["dataset", "system", "seed", "metric", "value", "published", *COSTS], rows)
 
 
+def _comparable(number: int, table: list[Run]) -> dict[tuple[str, str, str], float]:
+    """Printed values of the datasets that have the paper's users; others of the same name are other data."""
+    sizes = {run["dataset"]: run["users"] for run in table}
+    same = {dataset for dataset, users in sizes.items() if users in published_users(dataset)}
+    return {cell: value for cell, value in published(number).items() if cell[0] in same}
+
+
 def _short(value: float) -> str:
     return f"{value:.1f}" if isinstance(value, float) else str(value)
 
 
 def _markdown(number: int, table: list[Run], datasets: list[str], systems: Sequence[str]) -> str:
     names = [read_system(s).name for s in systems]
-    printed = published(number)
+    printed = _comparable(number, table)
     lines = [f"# {TITLES[number]}", ""]
     for dataset in datasets:
         lines += [f"## {dataset}", "", *_notes(table, dataset), ""]
@@ -124,7 +142,7 @@ def _markdown(number: int, table: list[Run], datasets: list[str], systems: Seque
             if any(print_cells):
                 lines.append(f"| | print | {' | '.join(print_cells)} | |")
         lines.append("")
-    slips = [text for (n, dataset, *_), text in SLIPS.items() if n == number and dataset in datasets]
+    slips = [text for (n, *cell), text in SLIPS.items() if n == number and tuple(cell) in printed]
     lines += [f"\\* a slip of print: {text}." for text in slips]
     return "\n".join(lines).rstrip() + "\n"
 
@@ -153,11 +171,25 @@ def _notes(table: list[Run], dataset: str) -> list[str]:
     scratch = sorted({r["system"] for r in runs if not r["config"]["pretrained"]})
     carried = sorted({r["system"] for r in runs if r["config"]["pretrained"]})
     notes.append(f"From scratch: {', '.join(scratch) or 'none'}; pre-trained: {', '.join(carried) or 'none'}.")
-    leaky = sorted({r["system"] for r in runs if r["config"]["settings"].get("target_time_in_row")})
-    if leaky:
+    for key, bad, note in CAVEATS:
+        systems = sorted({r["system"] for r in runs if r["config"]["settings"].get(key) == bad})
+        if systems:
+            notes.append(note.format(", ".join(systems)))
+    changed = {s: _changed(next(r["config"] for r in runs if r["system"] == s)) for s in seeds}
+    if any(changed.values()):
         notes.append(
-            f"**The time of the target is in the rows of {', '.join(leaky)}** (preset `released`): not comparable."
+            "Set other than in `config/systems`: " + "; ".join(f"{s} {c}" for s, c in changed.items() if c) + "."
         )
     if any(r["config"]["mask_seen"] for r in runs):
         notes.append("Items of the history are no candidates (`mask_seen: true`).")
     return notes
+
+
+def _changed(config: dict[str, Any]) -> str:
+    """What of a run's settings differs from its system's file, as ``key value (the file's)``."""
+    file = read_system(config["system"])
+    pairs = [(key, value, file.settings.get(key)) for key, value in config["settings"].items()]
+    if config["stage"] and file.finetune:
+        own = file.finetune.model_dump()
+        pairs += [(key, value, own.get(key)) for key, value in config["stage"].items()]
+    return ", ".join(f"{key} {value} ({own})" for key, value, own in pairs if value != own)

@@ -28,6 +28,18 @@ SLIPS = {
 }
 
 
+def published_users(domain: str) -> set[int]:
+    """How many users one of the paper's domains has: as printed, and without the slip of print; none for others."""
+    row = _published().get(domain)
+    right = {SLIPS[key][0] for key in [(domain, "users")] if key in SLIPS}
+    return {int(row["users"]), *map(int, right)} if row else set()
+
+
+def _published() -> dict[str, dict[str, str]]:
+    with PUBLISHED.open(encoding="utf-8", newline="") as file:
+        return {row.pop("domain"): row for row in csv.DictReader(file)}
+
+
 def write_table1(
     domains: Mapping[str, Path],
     features: Mapping[str, Path] | None,
@@ -52,8 +64,7 @@ def write_table1(
     Raises:
         UserError: the numbers differ and ``gate`` is ``error``; nothing is written.
     """
-    with PUBLISHED.open(encoding="utf-8", newline="") as file:
-        published = {row.pop("domain"): row for row in csv.DictReader(file)}
+    published = _published()
     sizes = {key: _sizes(folder, (features or {}).get(key)) for key, folder in domains.items()}
     names = dict(published_names)
     if sources:

@@ -15,7 +15,7 @@ from mmm4rec.io import write_parquet
 from mmm4rec.models.base import Rows, System, Tables, build
 from mmm4rec.training.data import load_catalogue, load_events
 from mmm4rec.training.loop import History, resolve_device, train
-from mmm4rec.training.run import load_pretrained, remove_state, write_run
+from mmm4rec.training.run import load_pretrained, remove_state, run_environment, write_run
 from mmm4rec.training.scalars import scalars
 
 log = logging.getLogger(__name__)
@@ -49,6 +49,7 @@ def finetune(
     """
     where = resolve_device(device)
     torch.manual_seed(settings["seed"])
+    made_with = run_environment(settings)
     events = load_events([domain])
     reads = settings["reads"]
     catalogue = load_catalogue(events, [features] if features else [], reads, settings["missing_image"])
@@ -60,6 +61,9 @@ def finetune(
     events = events.to(where)
     time_aware = "time" in reads
     ranking = {"time": time_aware, "mask_seen": settings["mask_seen"]}
+    timed = time_aware and catalogue.has_time and settings["settings"].get("use_time") != "off"
+    if time_aware and not timed:
+        log.info("time: off; the domain has no timestamps, or the settings leave them out")
     valid_rows, test_rows = events.valid_rows(), events.test_rows()
     if not len(test_rows):
         raise UserError(f"{domain}: no user has three events or more, so there is nobody to rank; take another domain")
@@ -86,15 +90,18 @@ def finetune(
             )
     ranks = rank_targets(system, events, test_rows, **ranking).cpu()
     test = summarise(ranks)
-    timed = time_aware and catalogue.has_time and settings["settings"].get("use_time") != "off"
     metrics = {"test": test, "valid": validate(), "users": len(ranks), "time": timed}
     users = events.users[events.ranked].cpu()
     write_parquet(
         out / "ranks.parquet",
         pa.table({"user_id": pa.array(users.numpy(), pa.int32()), "rank": pa.array(ranks.numpy(), pa.int32())}),
     )
-    inputs = {"domain_path": str(domain), "features_path": str(features) if features else None}
-    write_run(out, settings | inputs, system, history, metrics)
+    inputs = {
+        "time": "on" if timed else "off",
+        "domain_path": str(domain),
+        "features_path": str(features) if features else None,
+    }
+    write_run(out, settings | inputs, system, history, metrics, made_with)
     remove_state(state)
     log.info("test: %s", ", ".join(f"{k} {v:.4f}" for k, v in test.items()))
 

@@ -10,7 +10,7 @@ from mmm4rec.config import StageSettings
 from mmm4rec.models.base import Rows, System, Tables, build
 from mmm4rec.training.data import load_catalogue, load_events
 from mmm4rec.training.loop import resolve_device, train
-from mmm4rec.training.run import remove_state, write_run
+from mmm4rec.training.run import remove_state, run_environment, write_run
 from mmm4rec.training.scalars import scalars
 
 log = logging.getLogger(__name__)
@@ -42,6 +42,7 @@ def pretrain(
     """
     where = resolve_device(device)
     torch.manual_seed(settings["seed"])
+    made_with = run_environment(settings)
     events = load_events(domains)
     catalogue = load_catalogue(events, features, settings["reads"], settings["missing_image"])
     system = build(settings["model"], settings["settings"], catalogue, pretraining=True).to(where)
@@ -60,7 +61,8 @@ def pretrain(
             state_dir=state,
             on_epoch=write,
         )
-    write_run(out, settings, system, history, {"rows": len(events.all_rows()), "users": len(events.users)})
+    metrics = {"rows": len(events.all_rows()), "users": len(events.users)}
+    write_run(out, settings, system, history, metrics, made_with)
     remove_state(state)
 
 

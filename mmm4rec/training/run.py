@@ -21,15 +21,27 @@ from mmm4rec.training.loop import History
 log = logging.getLogger(__name__)
 
 
-def write_run(out: Path, settings: dict[str, Any], system: System, history: History, metrics: dict[str, Any]) -> None:
+def run_environment(settings: dict[str, Any]) -> dict[str, Any]:
+    """What a training is made with; to be asked when it starts, for the checkout may change meanwhile."""
+    modules = ["mmm4rec.training", "mmm4rec.evaluation", "mmm4rec.nn", f"mmm4rec.models.{settings['model']}"]
+    return environment(modules) | {"seed": settings["seed"]}
+
+
+def write_run(
+    out: Path,
+    settings: dict[str, Any],
+    system: System,
+    history: History,
+    metrics: dict[str, Any],
+    made_with: dict[str, Any],
+) -> None:
     """Write config, weights, history, metrics and environment of a finished training."""
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / "config.json", settings)
     with atomic(out / "model.safetensors") as part:
         save_file({k: v.contiguous().cpu() for k, v in system.state_dict().items()}, part)
     write_history(out / "history.csv", history)
-    modules = ["mmm4rec.training", "mmm4rec.evaluation", "mmm4rec.nn", f"mmm4rec.models.{settings['model']}"]
-    write_json(out / "environment.json", environment(modules) | {"seed": settings["seed"]})
+    write_json(out / "environment.json", made_with)
     write_json(out / "metrics.json", metrics | cost(system, history))
 
 
@@ -65,15 +77,16 @@ def load_pretrained(system: System, folder: Path) -> None:
     """Carry pre-trained weights over: those the system's paper carries over, where names and shapes agree.
 
     Raises:
-        UserError: nothing fits.
+        UserError: most of it does not fit: the system would be a fresh one under a pre-trained one's name.
     """
     weights = read_weights(folder)
     own: dict[str, Tensor] = system.state_dict()
     wanted = {name: w for name, w in weights.items() if system.carried_over(name) and name in own}
     fitting = {name: w for name, w in wanted.items() if w.shape == own[name].shape}
-    if not fitting:
+    if 2 * _size(fitting) < _size(wanted) or not fitting:
         raise UserError(
-            f"{folder}: none of the pre-trained weights fit this system; pre-train it with the same settings"
+            f"{folder}: most of the pre-trained weights do not fit this system; pre-train it with the same settings, "
+            "on features of the same encoder"
         )
     for name in wanted.keys() - fitting.keys():
         log.warning(
@@ -85,6 +98,10 @@ def load_pretrained(system: System, folder: Path) -> None:
     fresh = [name for name in own if name not in fitting]
     log.info("carried over %d of %d tensors; fresh: %s", len(fitting), len(own), ", ".join(fresh) or "none")
     system.load_state_dict(fitting, strict=False)
+
+
+def _size(weights: dict[str, Tensor]) -> int:
+    return sum(w.numel() for w in weights.values())
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:

@@ -13,11 +13,18 @@ def scalars(folder: Path | None) -> Iterator[Callable[[int, dict[str, float]], N
         return
     from torch.utils.tensorboard import SummaryWriter
 
-    with SummaryWriter(str(folder)) as writer:
+    writer: SummaryWriter | None = None
 
-        def write(epoch: int, row: dict[str, float]) -> None:
-            for name, value in row.items():
-                if name != "epoch":
-                    writer.add_scalar(name, value, epoch)
+    def write(epoch: int, row: dict[str, float]) -> None:
+        nonlocal writer
+        # what an earlier training left of this epoch and the later ones is hidden
+        writer = writer or SummaryWriter(str(folder), purge_step=epoch)
+        for name, value in row.items():
+            if name != "epoch":
+                writer.add_scalar(name, value, epoch)
 
+    try:
         yield write
+    finally:
+        if writer:
+            writer.close()

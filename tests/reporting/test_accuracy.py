@@ -4,10 +4,12 @@ from pathlib import Path
 
 import pytest
 
+from mmm4rec.config import read_system
 from mmm4rec.errors import UserError
 from mmm4rec.io import write_json
 from mmm4rec.reporting import accuracy
 from mmm4rec.reporting.published import published
+from mmm4rec.reporting.table1 import published_users
 
 COST = {
     "epochs": 3,
@@ -16,7 +18,7 @@ COST = {
     "seconds_per_epoch": 3.0,
     "parameters": 10,
     "peak_memory_mib": 100.0,
-    "users": 4,
+    "users": 8442,
     "time": False,
 }
 
@@ -24,7 +26,7 @@ COST = {
 def write_run(root: Path, system: str, seed: int, value: float, dataset="scientific", **config) -> Path:
     path = root / dataset / system / str(seed)
     settings = {"domain": dataset, "system": system, "seed": seed, "reads": ["ids"], "pretrained": False}
-    settings |= {"mask_seen": False, "settings": {}}
+    settings |= {"mask_seen": False, "settings": {}, "stage": None}
     write_json(path / "config.json", settings | config)
     metrics = dict.fromkeys(("recall@10", "recall@50", "ndcg@10", "ndcg@50"), value)
     write_json(path / "metrics.json", {"test": metrics, **COST})
@@ -96,6 +98,28 @@ def test_a_leak_is_said_in_the_caption(tmp_path):
     run = write_run(tmp_path, "mmm4rec", 1, 0.2, settings={"target_time_in_row": True})
     accuracy.write_accuracy_table(2, [run], tmp_path / "t.csv", systems=["mmm4rec"])
     assert "The time of the target is in the rows of mmm4rec" in (tmp_path / "t.md").read_text()
+
+
+def test_print_stands_beside_the_paper_s_users_only(tmp_path, monkeypatch):
+    monkeypatch.setitem(COST, "users", 8441)
+    run = write_run(tmp_path, "mmm4rec_noid", 1, 0.2)
+    accuracy.write_accuracy_table(3, [run], tmp_path / "t.csv", systems=["mmm4rec_noid"])
+    assert "print" not in (tmp_path / "t.md").read_text()
+    assert {row["published"] for row in read(tmp_path / "t_runs.csv")} == {""}
+
+
+def test_both_counts_of_office_are_the_paper_s(tmp_path):
+    assert published_users("office") == {87436, 87346}
+    assert published_users("pantry") == {13101}
+    assert published_users("my_shop") == set()
+
+
+def test_settings_other_than_the_files_are_in_the_caption(tmp_path):
+    file = read_system("sasrec")
+    stage = file.finetune.model_dump() | {"epochs": 3}
+    run = write_run(tmp_path, "sasrec", 1, 0.2, settings=file.settings | {"hidden_size": 32}, stage=stage)
+    accuracy.write_accuracy_table(2, [run], tmp_path / "t.csv", systems=["sasrec"])
+    assert "sasrec hidden_size 32 (64), epochs 3 (300)." in (tmp_path / "t.md").read_text()
 
 
 def test_slips_of_print_are_marked(tmp_path):

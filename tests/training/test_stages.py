@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from mmm4rec.config import Config, finetune_settings, pretrain_settings
 from mmm4rec.errors import UserError
@@ -118,8 +118,17 @@ def test_weights_that_fit_nothing_are_refused(config, shop, tmp_path):
     finetune(finetune_settings(config, "pop", "shop", 1), shop, None, None, tmp_path / "pop")
     system = torch.nn.Linear(2, 2)
     system.carried_over = lambda name: True
-    with pytest.raises(UserError, match="none of the pre-trained weights fit"):
+    with pytest.raises(UserError, match="most of the pre-trained weights do not fit"):
         load_pretrained(system, tmp_path / "pop")
+
+
+def test_weights_of_which_the_smaller_part_fits_are_refused(tmp_path):
+    """Under a pre-trained system's name a mostly fresh one would stand in the tables."""
+    save_file({"weight": torch.ones(2, 2), "bias": torch.ones(9)}, tmp_path / "model.safetensors")
+    system = torch.nn.Linear(2, 2)
+    system.carried_over = lambda name: True
+    with pytest.raises(UserError, match="most of the pre-trained weights do not fit"):
+        load_pretrained(system, tmp_path)
 
 
 def test_features_are_asked_for_before_training(config, shop, tmp_path):
