@@ -7,14 +7,21 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow.parquet as pq
+
 from mmm4rec.config import read_system
 from mmm4rec.errors import UserError
-from mmm4rec.evaluation.metrics import METRICS
+from mmm4rec.evaluation.metrics import METRICS, per_user
+from mmm4rec.evaluation.significance import bootstrap_interval, holm, paired_p_value
 from mmm4rec.io import read_json, write_text
 from mmm4rec.reporting.published import SLIPS, published
 from mmm4rec.reporting.table1 import published_users
 
 OURS = {2: "mmm4rec", 3: "mmm4rec_noid"}
+LEVEL = 0.05  # of significance
+DAGGER = "†"
+TEST_COLUMNS = ("dataset", "metric", "system", "other", "difference", "low", "high", "p", "p_holm")
 TITLES = {2: "Table II: systems with item ids", 3: "Table III: systems without item ids"}
 COSTS = ("epochs", "best_epoch", "seconds", "seconds_per_epoch", "parameters", "peak_memory_mib")
 
@@ -32,7 +39,7 @@ Run = dict[str, Any]
 
 
 def write_accuracy_table(number: int, runs: Sequence[Path], out: Path, *, systems: Sequence[str]) -> None:
-    """Write ``tableN.csv`` (wide), ``tableN_runs.csv`` (long, with costs) and ``tableN.md`` beside it.
+    """Write ``tableN.csv`` (wide), ``tableN_runs.csv`` (long, with costs), ``tableN_tests.csv`` and ``tableN.md``.
 
     Args:
         number: 2 or 3.
@@ -44,6 +51,7 @@ def write_accuracy_table(number: int, runs: Sequence[Path], out: Path, *, system
         UserError: a run is missing or not finished.
     """
     table = [_read(path) for path in runs]
+    tests = compare(table, OURS[number])
     datasets = list(dict.fromkeys(run["dataset"] for run in table))
     wide = []
     for dataset in datasets:
@@ -56,7 +64,8 @@ def write_accuracy_table(number: int, runs: Sequence[Path], out: Path, *, system
             wide.append([dataset, metric, *(f"{v:.6f}" for v in numbers.values()), improvement(numbers, OURS[number])])
     write_text(out, _csv(["dataset", "metric", *systems, "improvement"], wide))
     write_text(out.with_name(f"{out.stem}_runs.csv"), _runs_csv(number, table))
-    write_text(out.with_suffix(".md"), _markdown(number, table, datasets, systems))
+    write_text(out.with_name(f"{out.stem}_tests.csv"), _csv(TEST_COLUMNS, [_rounded(test.values()) for test in tests]))
+    write_text(out.with_suffix(".md"), _markdown(number, table, datasets, systems, tests))
 
 
 def improvement(means: dict[str, float], ours: str) -> str:
@@ -72,9 +81,40 @@ def improvement(means: dict[str, float], ours: str) -> str:
     return f"{100 * (means[ours] / best - 1):.2f}"
 
 
+def compare(table: Sequence[Run], ours: str) -> list[dict[str, Any]]:
+    """Ours against the best other system on every dataset and metric, user by user, the values averaged over the seeds.
+
+    Returns:
+        a row a comparison, with the keys ``TEST_COLUMNS``: the difference of the means, its bootstrap interval (95 %),
+        the p of the paired permutation test, and the same corrected for all comparisons of the table (Holm).
+    """
+    rows: list[dict[str, Any]] = []
+    for dataset in dict.fromkeys(run["dataset"] for run in table):
+        runs = [run for run in table if run["dataset"] == dataset]
+        for metric in METRICS:
+            values: dict[str, list[Any]] = {}
+            for run in runs:
+                values.setdefault(run["system"], []).append(per_user(metric, run["ranks"]))
+            users = {system: np.mean(v, axis=0) for system, v in values.items()}
+            others = [system for system in users if not system.startswith("mmm4rec")]
+            if ours not in users or not others:
+                continue
+            best = max(others, key=lambda system: float(users[system].mean()))
+            difference = users[ours] - users[best]
+            low, high = bootstrap_interval(difference)
+            p = paired_p_value(users[ours], users[best])
+            rows.append(
+                dict(zip(TEST_COLUMNS, (dataset, metric, ours, best, difference.mean(), low, high, p), strict=False))
+            )
+    for row, corrected in zip(rows, holm([row["p"] for row in rows]), strict=True):
+        row["p_holm"] = corrected
+    return rows
+
+
 def _read(path: Path) -> Run:
     try:
         config, metrics = read_json(path / "config.json"), read_json(path / "metrics.json")
+        ranks = pq.read_table(path / "ranks.parquet")["rank"].to_numpy()
     except FileNotFoundError as error:
         raise UserError(f"{error.filename}: no such file; this run has not finished") from None
     return {
@@ -82,6 +122,7 @@ def _read(path: Path) -> Run:
         "system": config["system"],
         "seed": config["seed"],
         "config": config,
+        "ranks": ranks,
         **metrics,
     }
 
@@ -102,16 +143,21 @@ def _csv(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     return text.getvalue()
 
 
+def _rounded(values: Iterable[Any]) -> list[str]:
+    return [f"{value:.6g}" if isinstance(value, float) else str(value) for value in values]
+
+
 def _runs_csv(number: int, table: list[Run]) -> str:
     printed = _comparable(number, table)
     rows = [
         [run["dataset"], run["system"], run["seed"], metric, f"{run['test'][metric]:.6f}"]
         + [printed.get((run["dataset"], run["system"], metric), "")]
+        + [f"{bound:.6f}" for bound in bootstrap_interval(per_user(metric, run["ranks"]))]
         + [_short(run[cost]) for cost in COSTS]
         for run in table
         for metric in METRICS
     ]
-    return _csv(["dataset", "system", "seed", "metric", "value", "published", *COSTS], rows)
+    return _csv(["dataset", "system", "seed", "metric", "value", "published", "low", "high", *COSTS], rows)
 
 
 def _comparable(number: int, table: list[Run]) -> dict[tuple[str, str, str], float]:
@@ -125,9 +171,12 @@ def _short(value: float) -> str:
     return f"{value:.1f}" if isinstance(value, float) else str(value)
 
 
-def _markdown(number: int, table: list[Run], datasets: list[str], systems: Sequence[str]) -> str:
+def _markdown(
+    number: int, table: list[Run], datasets: list[str], systems: Sequence[str], tests: list[dict[str, Any]]
+) -> str:
     names = [read_system(s).name for s in systems]
     printed = _comparable(number, table)
+    significant = {(test["dataset"], test["metric"]) for test in tests if test["p_holm"] < LEVEL}
     lines = [f"# {TITLES[number]}", ""]
     for dataset in datasets:
         lines += [f"## {dataset}", "", *_notes(table, dataset), ""]
@@ -137,11 +186,17 @@ def _markdown(number: int, table: list[Run], datasets: list[str], systems: Seque
             means = {s: statistics.fmean(v) for s, v in values.items()}
             best = max(means.values())
             cells = [_cell(values[s], best) for s in systems]
-            lines.append(f"| {metric} | ours | {' | '.join(cells)} | {improvement(means, OURS[number])} |")
+            mark = DAGGER if (dataset, metric) in significant else ""
+            lines.append(f"| {metric} | ours | {' | '.join(cells)} | {improvement(means, OURS[number])}{mark} |")
             print_cells = [_printed(number, printed, dataset, s, metric) for s in systems]
             if any(print_cells):
                 lines.append(f"| | print | {' | '.join(print_cells)} | |")
         lines.append("")
+    if significant:
+        lines.append(
+            f"{DAGGER} {read_system(OURS[number]).name} and the best other system differ: paired permutation test over "
+            f"the users, p < {LEVEL} after Holm's correction for {len(tests)} comparisons.\n"
+        )
     slips = [text for (n, *cell), text in SLIPS.items() if n == number and tuple(cell) in printed]
     lines += [f"\\* a slip of print: {text}." for text in slips]
     return "\n".join(lines).rstrip() + "\n"

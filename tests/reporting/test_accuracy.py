@@ -2,11 +2,13 @@ import csv
 import doctest
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
 import pytest
 
 from mmm4rec.config import read_system
 from mmm4rec.errors import UserError
-from mmm4rec.io import write_json
+from mmm4rec.io import write_json, write_parquet
 from mmm4rec.reporting import accuracy
 from mmm4rec.reporting.published import published
 from mmm4rec.reporting.table1 import published_users
@@ -30,6 +32,8 @@ def write_run(root: Path, system: str, seed: int, value: float, dataset="scienti
     write_json(path / "config.json", settings | config)
     metrics = dict.fromkeys(("recall@10", "recall@50", "ndcg@10", "ndcg@50"), value)
     write_json(path / "metrics.json", {"test": metrics, **COST})
+    hits = np.arange(100) < round(100 * value)
+    write_parquet(path / "ranks.parquet", pa.table({"user_id": np.arange(100), "rank": np.where(hits, 1, 99)}))
     return path
 
 
@@ -68,6 +72,31 @@ def test_means_improvement_and_print(tmp_path):
     assert "0.0900 ± 0.0141" in text
     assert "**0.1200**" in text
     assert "| | print |  | 0.1080 | 0.1348 |" in text
+
+
+def test_ours_is_tested_against_the_best_other_system_user_by_user(tmp_path):
+    others = [("pop", 0.1), ("sasrec", 0.2), ("sasrec", 0.3)]
+    runs = [write_run(tmp_path, system, seed, value) for seed, (system, value) in enumerate(others)]
+    for wins, marked in ((0.5, True), (0.26, False)):
+        run = write_run(tmp_path, "mmm4rec", 1, wins)
+        accuracy.write_accuracy_table(2, [*runs, run], tmp_path / "t.csv", systems=["pop", "sasrec", "mmm4rec"])
+        tests = read(tmp_path / "t_tests.csv")
+        assert len(tests) == 4
+        assert {(t["system"], t["other"]) for t in tests} == {("mmm4rec", "sasrec")}
+        first = {k: float(tests[0][k]) for k in ("difference", "low", "high", "p", "p_holm")}
+        assert first["difference"] == pytest.approx(wins - 0.25)
+        assert first["low"] < first["difference"] < first["high"]
+        assert first["p_holm"] >= first["p"]
+        assert (accuracy.DAGGER in (tmp_path / "t.md").read_text()) == marked
+        assert (first["p_holm"] < 0.05) == marked
+
+
+def test_every_value_has_its_bootstrap_interval(tmp_path):
+    run = write_run(tmp_path, "sasrec", 1, 0.2)
+    accuracy.write_accuracy_table(2, [run], tmp_path / "t.csv", systems=["sasrec"])
+    row = read(tmp_path / "t_runs.csv")[0]
+    assert float(row["low"]) == pytest.approx(0.2 - 1.96 * 0.04, abs=0.015)
+    assert float(row["high"]) == pytest.approx(0.2 + 1.96 * 0.04, abs=0.015)
 
 
 def test_no_improvement_is_a_dash(tmp_path):

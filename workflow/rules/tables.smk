@@ -32,6 +32,7 @@ rule accuracy_table:
     output:
         csv=report("<results>/tables/table{number}{part}.csv", category="Tables"),
         runs="<results>/tables/table{number}{part}_runs.csv",
+        tests="<results>/tables/table{number}{part}_tests.csv",
         md="<results>/tables/table{number}{part}.md",
     log:
         "<logs>/tables/table{number}{part}.log",

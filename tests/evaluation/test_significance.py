@@ -1,0 +1,56 @@
+import doctest
+from itertools import pairwise, product
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mmm4rec.evaluation import significance
+from mmm4rec.evaluation.significance import bootstrap_interval, holm, paired_p_value
+
+
+def test_docstrings():
+    assert doctest.testmod(significance).failed == 0
+
+
+def test_interval_is_that_of_drawing_users_one_by_one():
+    rng = np.random.default_rng(1)
+    values = rng.choice([0.0, 0.5, 1.0], size=300, p=[0.7, 0.2, 0.1])
+    plain = [rng.choice(values, size=300).mean() for _ in range(4000)]
+    assert bootstrap_interval(values) == pytest.approx(np.quantile(plain, [0.025, 0.975]), abs=0.006)
+
+
+def test_interval_of_hits_is_the_binomial_one():
+    hits = np.repeat([0.0, 1.0], [900, 100])
+    low, high = bootstrap_interval(hits)
+    width = 1.96 * (0.1 * 0.9 / 1000) ** 0.5
+    assert (low, high) == pytest.approx((0.1 - width, 0.1 + width), abs=0.002)
+
+
+def test_p_value_is_that_of_all_exchanges():
+    a, b = np.array([1.0, 0.5, 1.0, 0.0, 0.25]), np.array([0.0, 0.0, 0.5, 0.0, 0.5])
+    d = a - b
+    sums = [abs(np.dot(signs, d)) for signs in product([1, -1], repeat=5)]
+    exact = np.mean([s >= abs(d.sum()) - 1e-12 for s in sums])
+    assert paired_p_value(a, b, draws=100_000) == pytest.approx(exact, abs=0.005)
+
+
+def test_p_values_are_uniform_where_nothing_differs():
+    rng = np.random.default_rng(2)
+    p = [paired_p_value(*rng.random((2, 200)).round(1), draws=500, seed=i) for i in range(300)]
+    assert np.mean(np.array(p) < 0.1) == pytest.approx(0.1, abs=0.05)
+
+
+def test_equal_systems_and_clear_winners():
+    same = np.array([0.0, 1.0, 0.5])
+    assert paired_p_value(same, same) == 1.0
+    assert paired_p_value(np.ones(100), np.zeros(100)) == pytest.approx(1 / 10_001)
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
+def test_holm_never_lowers_a_p_value_nor_changes_their_order(p):
+    corrected = holm(p)
+    assert all(p_ <= c <= 1 for p_, c in zip(p, corrected, strict=True))
+    order = sorted(range(len(p)), key=p.__getitem__)
+    assert all(corrected[i] <= corrected[j] for i, j in pairwise(order))
