@@ -21,8 +21,8 @@ SYSTEM_ORDER = [
     *("fdsa", "s3rec", "unisrec", "unisrec_t", "zesrec", "vqrec", "mmsrec", "missrec", "missrec_noid", "m3rec"),
     *("mmm4rec", "mmm4rec_noid", "mmm4rec_scratch", "mmm4rec_notime", "mmm4rec_noshare", "mmm4rec_2layers"),
 ]
+STAGES = ("pretrain", "indomain", "finetune")
 METRICS = ("recall@10", "recall@50", "ndcg@10", "ndcg@50")
-STAGES = ("pretrain", "finetune")
 Preset = Literal["paper", "released"]
 TextFields = Literal["title_category_brand", "title_brand_description"]
 MissingImage = Literal["zero", "white", "mask"]
@@ -169,6 +169,7 @@ class Config(Strict):
     encoder: EncoderConfig = EncoderConfig()
     images: ImagesConfig = ImagesConfig()
     pretrain: StageOverrides = StageOverrides()
+    indomain: StageOverrides = StageOverrides()
     finetune: StageOverrides = StageOverrides()
     settings: dict[str, dict[str, Any]] = Field(
         {}, description="overrides of systems' settings, by system key; variants inherit them"
@@ -233,6 +234,11 @@ class SystemFile(Strict):
     pretrain: StageSettings | None = Field(None, description="none: the system does not transfer")
     released_pretrain: dict[str, Any] = Field({}, description="what `preset: released` changes in `pretrain`")
     pretrained_as: str | None = Field(None, description="system whose pre-trained weights this one starts from")
+    indomain: StageSettings | None = Field(
+        None,
+        description="a first stage on the target itself: its training events, with the system's own pre-training "
+        "objective, before fine-tuning",
+    )
     finetune: StageSettings | None = Field(None, description="none: nothing to train")
 
 
@@ -461,6 +467,8 @@ def finetune_settings(config: Config, system: str, domain: str, seed: int) -> di
         and "stop_metric" not in config.settings.get(system, {}).get("finetune", {})
     ):
         stage["stop_metric"] = "recall@10"
+    # no key where there is no such stage: runs of all other systems keep their params
+    indomain = {"indomain": resolved.indomain.model_dump()} if resolved.indomain else {}
     return {
         "version": [VERSIONS["finetune"], resolved.version],
         "system": system,
@@ -474,6 +482,7 @@ def finetune_settings(config: Config, system: str, domain: str, seed: int) -> di
         "pretrained": pretrain_key(config, system) is not None,
         "settings": resolved.settings,
         "stage": stage,
+        **indomain,
     }
 
 

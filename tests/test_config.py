@@ -337,6 +337,19 @@ def test_settings_of_a_run():
     json.dumps(settings)
 
 
+def test_an_indomain_stage_is_overridden_as_the_others_and_absent_where_there_is_none(own_systems):
+    stage = {"learning_rate": 0.001, "batch_size": 8, "epochs": 3}
+    own = {"base": "pop", "indomain": stage, "finetune": stage}
+    (own_systems / "s3rec.yaml").write_text(yaml.safe_dump(own))
+    changes = {"indomain": {"batch_size": 64}, "settings": {"s3rec": {"indomain": {"epochs": 9}}}}
+    config = parse_config(values(systems=["s3rec", "pop"], **changes))
+    stage = finetune_settings(config, "s3rec", "shop", 7)["indomain"]
+    assert (stage["epochs"], stage["batch_size"], stage["learning_rate"]) == (9, 64, 0.001)
+    assert "indomain" not in finetune_settings(config, "pop", "shop", 7)
+    with pytest.raises(UserError, match=r"settings\.pop\.indomain: pop has no such stage"):
+        parse_config(values(systems=["pop"], settings={"pop": {"indomain": {"epochs": 9}}}))
+
+
 @pytest.mark.parametrize(
     ("category", "metric"),
     [("Prime_Pantry", "recall@10"), ("Industrial_and_Scientific", "recall@10"), ("X", "ndcg@10")],

@@ -14,7 +14,7 @@ from mmm4rec.evaluation.ranking import rank_targets
 from mmm4rec.io import write_parquet
 from mmm4rec.models.base import Rows, System, Tables, build
 from mmm4rec.training.data import load_catalogue, load_events
-from mmm4rec.training.loop import History, resolve_device, train
+from mmm4rec.training.loop import History, Loss, resolve_device, train
 from mmm4rec.training.run import load_pretrained, remove_state, run_environment, write_run
 from mmm4rec.training.scalars import scalars
 
@@ -33,6 +33,8 @@ def finetune(
     tensorboard: Path | None = None,
 ) -> None:
     """Fine-tune (or train from scratch, without ``pretrained``), rank validation and test items, write the run folder.
+
+    A system with an in-domain stage is first trained on the training rows with its pre-training objective.
 
     Args:
         settings: see ``mmm4rec.config.finetune_settings``.
@@ -56,7 +58,6 @@ def finetune(
     system = build(settings["model"], settings["settings"], catalogue)
     if pretrained:
         load_pretrained(system, pretrained)
-        freeze(system)
     system.to(where)
     events = events.to(where)
     time_aware = "time" in reads
@@ -71,23 +72,27 @@ def finetune(
     def validate() -> dict[str, float]:
         return summarise(rank_targets(system, events, valid_rows, **ranking).cpu())
 
-    history = History()
-    if settings["stage"]:
-        with scalars(tensorboard) as write:
-            history = train(
+    def stage(how: dict[str, Any], loss: Loss, folder: str = "", **options: Any) -> History:
+        with scalars(tensorboard and tensorboard / folder) as write:
+            return train(
                 system,
                 events,
                 events.train_rows(),
-                StageSettings(**settings["stage"]),
-                _row_mean,
+                StageSettings(**how),
+                loss,
                 seed=settings["seed"],
                 time_aware=time_aware,
                 whole_catalogue=True,
                 precision=settings["precision"],
-                validate=validate,
-                state_dir=state,
+                state_dir=state and state / folder,
                 on_epoch=write,
+                **options,
             )
+
+    indomain = stage(settings["indomain"], _batch_mean, "indomain") if settings.get("indomain") else None
+    if pretrained or indomain:
+        freeze(system)
+    history = stage(settings["stage"], _row_mean, validate=validate) if settings["stage"] else History()
     ranks = rank_targets(system, events, test_rows, **ranking).cpu()
     test = summarise(ranks)
     metrics = {"test": test, "valid": validate(), "users": len(ranks), "time": timed}
@@ -101,7 +106,7 @@ def finetune(
         "domain_path": str(domain),
         "features_path": str(features) if features else None,
     }
-    write_run(out, settings | inputs, system, history, metrics, made_with)
+    write_run(out, settings | inputs, system, history, metrics, made_with, indomain)
     remove_state(state)
     log.info("test: %s", ", ".join(f"{k} {v:.4f}" for k, v in test.items()))
 
@@ -116,3 +121,7 @@ def freeze(system: System) -> None:
 
 def _row_mean(system: System, tables: Tables, rows: Rows, batch_size: int) -> torch.Tensor:
     return system.finetune_loss(tables, rows) / batch_size
+
+
+def _batch_mean(system: System, tables: Tables, rows: Rows, batch_size: int) -> torch.Tensor:
+    return system.pretrain_loss(tables, rows)

@@ -26,7 +26,7 @@ OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     "adamw": torch.optim.AdamW,
     "nadam": torch.optim.NAdam,
 }
-SAVE_SECONDS = 30.0  # training state is written at the end of an epoch, at most this often
+SAVE_SECONDS = 30.0  # training state is written at the end of an epoch, at most this often, and at the very end
 
 Loss = Callable[[System, Tables, Rows, int], Tensor]
 
@@ -116,7 +116,7 @@ def train(
         validate: metrics of the system as it is; None: no early stopping.
         state_dir: folder that keeps the state of an unfinished training.
         on_epoch: called with every finished epoch's number and row.
-        save_seconds: write the state at most this often.
+        save_seconds: write the state at most this often, and at the end.
 
     Raises:
         UserError: the loss is not finite.
@@ -180,7 +180,8 @@ def train(
             log.info("epoch %d: %s", epoch, ", ".join(f"{k} {v:.5g}" for k, v in row.items() if k != "epoch"))
             if on_epoch:
                 on_epoch(epoch, row)
-            if saved and time.monotonic() - last_save >= save_seconds:
+            over = history.finished or epoch == stage.epochs  # a stage behind this one may be killed too
+            if saved and (over or time.monotonic() - last_save >= save_seconds):
                 progressed = {"weights": system.state_dict(), "optimizer": optimizer.state_dict()}
                 progressed |= {"history": asdict(history), "best_weights": best_weights, "made_with": made_with}
                 with atomic(saved) as part:

@@ -34,15 +34,18 @@ def write_run(
     history: History,
     metrics: dict[str, Any],
     made_with: dict[str, Any],
+    indomain: History | None = None,
 ) -> None:
-    """Write config, weights, history, metrics and environment of a finished training."""
+    """Write config, weights, histories, metrics and environment of a finished training."""
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / "config.json", settings)
     with atomic(out / "model.safetensors") as part:
         save_file({k: v.contiguous().cpu() for k, v in system.state_dict().items()}, part)
     write_history(out / "history.csv", history)
+    if indomain:
+        write_history(out / "history_indomain.csv", indomain)
     write_json(out / "environment.json", made_with)
-    write_json(out / "metrics.json", metrics | cost(system, history))
+    write_json(out / "metrics.json", metrics | cost(system, history, indomain))
 
 
 def write_history(path: Path, history: History) -> None:
@@ -55,8 +58,12 @@ def write_history(path: Path, history: History) -> None:
     write_text(path, text.getvalue())
 
 
-def cost(system: System, history: History) -> dict[str, Any]:
-    """What the training took: parameters, epochs, seconds (of training and validation), peak memory in MiB."""
+def cost(system: System, history: History, indomain: History | None = None) -> dict[str, Any]:
+    """What the training took: parameters, epochs, seconds (of training and validation), peak memory in MiB.
+
+    ``seconds`` and ``seconds_to_best`` include an in-domain stage, epochs do not; it has an entry of its own.
+    """
+    before = sum(row["seconds"] for row in indomain.epochs) if indomain else 0.0
     seconds = [row["seconds"] for row in history.epochs]
     to_best = history.epochs[: history.best_epoch]
     on_gpu = next(iter(system.parameters()), torch.empty(0)).is_cuda
@@ -65,11 +72,12 @@ def cost(system: System, history: History) -> dict[str, Any]:
         "trained_parameters": sum(p.numel() for p in system.parameters() if p.requires_grad),
         "epochs": len(seconds),
         "best_epoch": history.best_epoch,
-        "seconds": sum(seconds) + sum(row.get("valid_seconds", 0.0) for row in history.epochs),
+        "seconds": before + sum(seconds) + sum(row.get("valid_seconds", 0.0) for row in history.epochs),
         "seconds_per_epoch": sum(seconds) / len(seconds) if seconds else 0.0,
-        "seconds_to_best": sum(row["seconds"] + row.get("valid_seconds", 0.0) for row in to_best),
+        "seconds_to_best": before + sum(row["seconds"] + row.get("valid_seconds", 0.0) for row in to_best),
         "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         "peak_gpu_memory_mib": torch.cuda.max_memory_allocated() / 2**20 if on_gpu else None,
+        **({"indomain": {"epochs": len(indomain.epochs), "seconds": before}} if indomain else {}),
     }
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mmm4rec.config import Config, finetune_settings, pretrain_settings
+from mmm4rec.config import Config, StageSettings, finetune_settings, pretrain_settings
 from mmm4rec.errors import UserError
 from mmm4rec.evaluation.metrics import summarise
 from mmm4rec.features.store import write_features
@@ -112,6 +112,67 @@ def test_transfer_carries_everything_but_ids(config, shop, pretrained, tmp_path)
         json.loads((tmp_path / s / "metrics.json").read_text())["parameters"] for s in ("mmm4rec", "mmm4rec_noid")
     )
     assert with_id - without == 2 * 12 * 16
+
+
+# ------------------------------------------------------------------------------------------------ in-domain stage
+
+
+def with_indomain(config, seed=1):
+    """SASRec with a first stage on the target: its pre-training objective over the batch."""
+    settings = finetune_settings(config, "sasrec", "shop", seed)
+    assert "indomain" not in settings  # else every finished run would run again
+    return settings | {"indomain": StageSettings(learning_rate=0.01, batch_size=32, epochs=3).model_dump()}
+
+
+def test_an_indomain_stage_comes_first_and_is_counted(config, shop, tmp_path):
+    out = tmp_path / "run"
+    finetune(with_indomain(config), shop, None, None, out, state=tmp_path / "state", tensorboard=tmp_path / "tb")
+    history, before = (
+        list(csv.DictReader((out / name).read_text().splitlines())) for name in ("history.csv", "history_indomain.csv")
+    )
+    assert [row["epoch"] for row in before] == ["1", "2", "3"]
+    assert list(before[0]) == ["epoch", "loss", "seconds"]  # nothing of it is validated
+    metrics = json.loads((out / "metrics.json").read_text())
+    seconds = sum(float(row["seconds"]) for row in before)
+    assert metrics["indomain"] == {"epochs": 3, "seconds": pytest.approx(seconds)}
+    assert metrics["epochs"] == len(history) == 2
+    own = sum(float(row["seconds"]) + float(row["valid_seconds"]) for row in history)
+    assert metrics["seconds"] == pytest.approx(seconds + own)
+    assert metrics["seconds_to_best"] > seconds
+    assert [p.name for p in (tmp_path / "tb").iterdir() if p.is_dir()] == ["indomain"]
+    plain = tmp_path / "plain"
+    finetune(finetune_settings(config, "sasrec", "shop", 1), shop, None, None, plain)
+    other = list(csv.DictReader((plain / "history.csv").read_text().splitlines()))
+    assert other[0]["loss"] != history[0]["loss"]  # it starts from what the first stage learned
+
+
+def test_an_indomain_stage_sees_training_events_only(config, make_domain, tmp_path):
+    """Other validation and test items, the same first stage: no row has them, as a target or in its history."""
+    rows = sequences(0)
+    losses = []
+    for name, held_out in (("a", [3, 4]), ("b", [7, 12])):
+        domain = make_domain([[*row[:-2], *held_out] for row in [*rows, [12, 12, 12, 12]]], name=name)
+        finetune(with_indomain(config), domain, None, None, tmp_path / f"run_{name}")
+        history = csv.DictReader((tmp_path / f"run_{name}" / "history_indomain.csv").read_text().splitlines())
+        losses.append([row["loss"] for row in history])
+    assert losses[0] == losses[1]
+
+
+def test_a_run_killed_in_fine_tuning_does_not_repeat_its_indomain_stage(config, shop, tmp_path, monkeypatch):
+    finetune(with_indomain(config), shop, None, None, tmp_path / "whole")
+    monkeypatch.setattr("mmm4rec.training.finetune.rank_targets", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        finetune(with_indomain(config), shop, None, None, tmp_path / "run", state=tmp_path / "state")
+    monkeypatch.undo()
+    monkeypatch.setattr("mmm4rec.models.sasrec.SASRec.pretrain_loss", interrupted)
+    finetune(with_indomain(config), shop, None, None, tmp_path / "run", state=tmp_path / "state")
+    whole, resumed = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "run"))
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    assert not (tmp_path / "state").exists()
+
+
+def interrupted(*_args, **_options):
+    raise KeyboardInterrupt
 
 
 def test_weights_that_fit_nothing_are_refused(config, shop, tmp_path):
