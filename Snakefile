@@ -28,8 +28,7 @@ wildcard_constraints:
 
 rule all:
     input:
-        "<results>/tables/table1.csv",
-        expand("<results>/tables/table{number}.csv", number=accuracy_tables()),
+        all_tables(),
 
 
 include: "workflow/rules/data.smk"

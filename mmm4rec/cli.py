@@ -113,7 +113,6 @@ def prepare(
     metadata: Annotated[Path | None, typer.Option(help="its metadata")] = None,
     interactions: Annotated[Path | None, typer.Option(help="own events: .parquet, .csv or .tsv")] = None,
     items: Annotated[Path | None, typer.Option(help="own items, optional")] = None,
-    with_image_from: Annotated[Path | None, typer.Option(help="features: items without an image go")] = None,
 ) -> None:
     """Turn raw files into a domain: events, items and users, after the k-core."""
     from mmm4rec.data.prepare import prepare as run
@@ -125,7 +124,6 @@ def prepare(
         metadata=metadata,
         interactions=interactions,
         items=items,
-        with_image_from=with_image_from,
     )
 
 
@@ -146,6 +144,19 @@ def images(
 
 
 # ------------------------------------------------------------------------------------------------ features
+
+
+@app.command()
+def with_image(
+    settings: Settings,
+    domain: DomainFolder,
+    features: Annotated[Path, typer.Option(help="features of the domain")],
+    out: Out,
+) -> None:
+    """Cut a prepared domain down to its items with an image."""
+    from mmm4rec.data.with_image import keep_items_with_image
+
+    keep_items_with_image(read_settings(settings), domain, features, out)
 
 
 @app.command()
@@ -236,12 +247,12 @@ def finetune(
 
 @app.command()
 def table(
-    number: Annotated[int, typer.Option(help="1: statistics; 2, 3: accuracy")],
+    number: Annotated[int, typer.Option(help="of the paper's table, 1 to 6")],
     settings: Settings,
     out: Out,
     domain: Annotated[list[Path], typer.Option(help="table 1: folder of a prepared domain; repeat")] = [],  # noqa: B006
     features: Annotated[list[Path], typer.Option(help="table 1: features of a domain; repeat")] = [],  # noqa: B006
-    run: Annotated[list[Path], typer.Option(help="tables 2, 3: run folder; repeat")] = [],  # noqa: B006
+    run: Annotated[list[Path], typer.Option(help="tables 2 to 6: run folder; repeat")] = [],  # noqa: B006
 ) -> None:
     """Write a table of the paper."""
     values = read_settings(settings)
@@ -257,11 +268,23 @@ def table(
             sources=values["sources"],
         )
         return
-    from mmm4rec.reporting.accuracy import write_accuracy_table
-
     if not run:
-        raise UserError(f"none of the configured systems stands in table {number}; `mmm4rec systems` lists them")
-    write_accuracy_table(number, run, out, systems=values["systems"])
+        raise UserError(
+            f"none of the configured `systems` stands in table {number}, or it is about other targets than yours "
+            f"(`table{number}: {{targets: [...]}}`); `mmm4rec systems` lists the systems"
+        )
+    if number == 5:
+        from mmm4rec.reporting.convergence import write_convergence_table
+
+        write_convergence_table(run, out, systems=values["systems"])
+    elif number == 6:
+        from mmm4rec.reporting.ablation import write_ablation_table
+
+        write_ablation_table(run, out, systems=values["systems"])
+    else:
+        from mmm4rec.reporting.accuracy import write_accuracy_table
+
+        write_accuracy_table(number, run, out, systems=values["systems"])
     for path in run:
         check(path)
 

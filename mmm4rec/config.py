@@ -27,6 +27,9 @@ Preset = Literal["paper", "released"]
 TextFields = Literal["title_category_brand", "title_brand_description"]
 MissingImage = Literal["zero", "white", "mask"]
 
+#: end of the name of a target that was cut down to its items with an image
+WITH_IMAGE = "_with_image"
+
 #: part of a path, and of a wildcard
 FileName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 
@@ -71,9 +74,6 @@ class Domain(Strict):
     )
     features: Path | FeatureFiles | None = Field(None, description="precomputed: item_id, text, image; null is missing")
     k_core: int = Field(5, ge=0, description="every user and item keeps at least this many events; 0 takes all events")
-    with_image: bool = Field(
-        False, description="keep only items with an image (in `features`, or named in the items), then the k-core again"
-    )
     missing_features: Literal["zero", "error"] = Field("zero", description="what to do about items without features")
 
     @model_validator(mode="after")
@@ -82,14 +82,7 @@ class Domain(Strict):
             raise ValueError("name either `amazon` or `interactions`, not both and not neither")
         if self.amazon is not None and self.items is not None:
             raise ValueError("`items` belongs to own `interactions`; an Amazon category brings its own metadata")
-        if self.with_image and self.features is not None and self.image_features is None:
-            raise ValueError("`with_image` would leave nothing: the `features` hold no images")
         return self
-
-    @property
-    def image_features(self) -> Path | None:
-        """The precomputed features that images are in, if any."""
-        return self.features.image if isinstance(self.features, FeatureFiles) else self.features
 
 
 class EncoderConfig(Strict):
@@ -130,6 +123,12 @@ class StageOverrides(Strict):
     learning_rate: float | None = Field(None, gt=0)
 
 
+class TableTargets(Strict):
+    """What a table is made of, where it has not all targets."""
+
+    targets: list[str] | None = Field(None, description="those of `targets` that are in it; default, or none: all")
+
+
 class Fig2(Strict):
     """The truncation study of figure 2."""
 
@@ -162,6 +161,8 @@ class Config(Strict):
     sources: Names = Field([], description="pre-training domains; none: every system is trained from scratch")
     targets: Names = Field(min_length=1, description="domains the systems are fine-tuned and compared on")
     systems: Names = Field(min_length=1, description="what the tables compare; `mmm4rec systems` lists the keys")
+    table4: TableTargets = Field(TableTargets(), description="the comparison on items with an image")
+    table6: TableTargets = Field(TableTargets(), description="the variants of MMM4Rec")
     fig2: Fig2 = Fig2()
     gate: Literal["error", "warn"] = Field("error", description="Table I against print, for the 2018 edition")
     mask_seen: bool = Field(False, description="true: items of the history are no candidates at ranking")
@@ -182,6 +183,11 @@ class Config(Strict):
                 if name not in self.domains:
                     known = ", ".join(self.domains)
                     raise ValueError(f"`{key}` names the domain {name!r}, which `domains` does not define ({known})")
+        for name in self.domains:
+            if name.endswith(WITH_IMAGE):
+                raise ValueError(
+                    f"domains.{name}: names that end in {WITH_IMAGE} stand for domains of Table IV; rename it"
+                )
         both = sorted(set(self.sources) & set(self.targets))
         if both:
             raise ValueError(f"{', '.join(both)} cannot be in `sources` and in `targets`: the test items would leak")
@@ -398,7 +404,7 @@ def _without(values: Any, said: Any) -> Any:
 def prepare_settings(config: Config, domain: str) -> dict[str, Any]:
     """What changes a prepared domain."""
     spec = config.domains[domain]
-    keep = {"amazon", "edition", "k_core", "with_image"}
+    keep = {"amazon", "edition", "k_core"}
     return {
         "version": VERSIONS["prepare"],
         "domain": domain,
@@ -423,8 +429,15 @@ def embed_settings(config: Config, domain: str) -> dict[str, Any]:
     }
 
 
+def with_image_settings(config: Config, domain: str) -> dict[str, Any]:
+    """What changes a domain that is cut down to its items with an image."""
+    return {"version": VERSIONS["with_image"], "domain": domain, "k_core": config.domains[domain].k_core}
+
+
 def features_path(config: Config, domain: str) -> Path:
     """Where a domain's features are kept: one file a domain and encoder."""
+    if domain.endswith(WITH_IMAGE):
+        return config.results / "domains" / domain / "features.parquet"
     encoder = "precomputed" if config.domains[domain].features is not None else config.encoder.name
     return config.results / "features" / encoder / f"{domain}.parquet"
 
@@ -463,7 +476,7 @@ def finetune_settings(config: Config, system: str, domain: str, seed: int) -> di
         stage
         and resolved.model == "mmm4rec"
         and config.preset == "released"
-        and config.domains[domain].amazon in RELEASED_STOP_ON_RECALL
+        and config.domains[domain.removesuffix(WITH_IMAGE)].amazon in RELEASED_STOP_ON_RECALL
         and "stop_metric" not in config.settings.get(system, {}).get("finetune", {})
     ):
         stage["stop_metric"] = "recall@10"
@@ -484,6 +497,13 @@ def finetune_settings(config: Config, system: str, domain: str, seed: int) -> di
         "stage": stage,
         **indomain,
     }
+
+
+def table_domains(config: Config, table: int) -> list[str]:
+    """The prepared domains a table is made of; none, where it is about other targets than the configured ones."""
+    chosen = getattr(config, f"table{table}").targets if table in (4, 6) else None
+    names = [name for name in config.targets if chosen is None or name in chosen]
+    return [f"{name}{WITH_IMAGE}" for name in names] if table == 4 else names
 
 
 def table_systems(config: Config, table: int) -> list[str]:

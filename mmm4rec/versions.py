@@ -12,6 +12,7 @@ VERSIONS: dict[str, int] = {
     "encoder": 1,
     "embed": 1,
     "import_features": 1,
+    "with_image": 1,
     "pretrain": 1,
     "finetune": 1,
     "tables": 1,

@@ -99,7 +99,7 @@ def test_prepare(calls):
     assert (
         run("prepare", "--settings", "{}", "--out", "o", "--interactions", "e.csv", "--items", "i.csv").exit_code == 0
     )
-    sources = {"ratings": None, "metadata": None, "with_image_from": None}
+    sources = {"ratings": None, "metadata": None}
     assert made == [(({}, Path("o")), {"interactions": Path("e.csv"), "items": Path("i.csv"), **sources})]
 
 
@@ -143,7 +143,7 @@ def test_tables(calls):
     assert second == [((2, [Path("x"), Path("y")], Path("t.csv")), {"systems": ["pop"]})]
     nothing = run("table", "--number", 3, *options)
     assert nothing.exit_code == 2
-    assert "none of the configured systems stands in table 3" in nothing.stderr
+    assert "none of the configured `systems` stands in table 3" in nothing.stderr
 
 
 def test_recommend_prints_a_line_an_item(monkeypatch, calls):

@@ -24,6 +24,7 @@ from mmm4rec.config import (
     read_system,
     resolve_system,
     system_keys,
+    table_domains,
     table_systems,
 )
 from mmm4rec.errors import UserError
@@ -135,8 +136,8 @@ def test_preset_sets_switches_and_own_choices_win():
             "name a file for `text`, for `image` or for both",
         ),
         (
-            {"domains": {"shop": {"interactions": "x", "with_image": True, "features": {"text": "t"}}}},
-            "`with_image` would leave nothing: the `features` hold no images",
+            {"domains": values()["domains"] | {"shop_with_image": {"interactions": "x"}}},
+            "domains.shop_with_image: names that end in _with_image stand for domains of Table IV; rename it",
         ),
         (
             {"preset": "released", "domains": {"shop": {"interactions": "x", "features": "f.parquet"}}},
@@ -285,6 +286,16 @@ def test_tables_hold_the_configured_systems_in_the_papers_order(own_systems):
     assert table_systems(config, 4) == []
 
 
+def test_tables_have_all_targets_or_those_chosen():
+    shops = {name: {"interactions": "x"} for name in ("a", "b", "c")}
+    config = parse_config(
+        values(domains=shops, targets=["a", "b"], table4={"targets": ["b"]}, table6={"targets": ["c"]})
+    )
+    assert table_domains(config, 2) == ["a", "b"]
+    assert table_domains(config, 4) == ["b_with_image"]
+    assert table_domains(config, 6) == []  # c is no target of this run
+
+
 # ------------------------------------------------------------------------------------------------ steps
 
 
@@ -296,7 +307,6 @@ def test_settings_of_prepare():
         "amazon": "X",
         "edition": 2023,
         "k_core": 0,
-        "with_image": False,
         "text_fields": "title_category_brand",
     }
 
@@ -306,7 +316,7 @@ def test_settings_and_place_of_features():
     config = parse_config(values(domains=own | values()["domains"] | own, results="r"))
     assert embed_settings(config, "shop") == {"version": VERSIONS["import_features"], "missing_features": "error"}
     assert features_path(config, "shop") == Path("r/features/precomputed/shop.parquet")
-    assert config.domains["shop"].image_features == Path("i")
+    assert features_path(config, "shop_with_image") == Path("r/domains/shop_with_image/features.parquet")
     assert embed_settings(config, "food") == {
         "version": VERSIONS["embed"],
         "encoder": "hf-hub:timm/ViT-B-16-SigLIP",

@@ -191,16 +191,6 @@ def read_items(path: Path) -> pl.DataFrame:
     return cleaned.with_columns(pl.when(own != "").then(own).alias("text"))
 
 
-def read_item_flags(path: Path, column: str) -> set[str]:
-    """Items of a Parquet file with ``item_id`` and ``column`` where the column is not null, as strings.
-
-    Raises:
-        UserError: a column is missing.
-    """
-    frame = _read_table(path, ("item_id", column), ())
-    return set(_ids(frame.filter(pl.col(column).is_not_null())["item_id"], path).cast(pl.String))
-
-
 def _read_table(path: Path, required: Sequence[str], optional: Sequence[str]) -> pl.DataFrame:
     """Read some columns of a table; cells of text files stay strings, so that no id loses its leading zeros."""
     readers = {".parquet": pl.scan_parquet, ".csv": _scan_text(","), ".tsv": _scan_text("\t")}

@@ -36,7 +36,7 @@ ITEMS = pa.schema(
 USERS = pa.schema([("user_id", pa.int32()), ("user", pa.string())])
 
 
-class _Statistics:
+class Statistics:
     """Users, items and events after every stage, logged as they come."""
 
     def __init__(self, domain: str) -> None:
@@ -44,6 +44,7 @@ class _Statistics:
         self.rows: list[dict[str, Any]] = []
 
     def add(self, stage: str, events: pl.DataFrame) -> None:
+        """Count the events' columns ``user`` and ``item``."""
         users, items, interactions = events["user"].n_unique(), events["item"].n_unique(), len(events)
         mean = f"{interactions / max(users, 1):.2f}"
         sizes = {"users": users, "items": items, "interactions": interactions, "mean_length": mean}
@@ -51,6 +52,7 @@ class _Statistics:
         logger.info("%s, %s: %s users, %s items, %s events, %s a user", self.domain, stage, *sizes.values())
 
     def write(self, path: Path) -> None:
+        """Write them as CSV, a stage a row."""
         file = io.StringIO()
         writer = csv.DictWriter(file, self.rows[0], lineterminator="\n")
         writer.writeheader()
@@ -66,13 +68,11 @@ def prepare(
     metadata: Path | None = None,
     interactions: Path | None = None,
     items: Path | None = None,
-    with_image_from: Path | None = None,
 ) -> None:
     """Write the prepared domain ``out`` (docs/architecture.md says what is in it).
 
     Stages: exact duplicates (same user, item, rating and time) go, unless events come with positions; items of Amazon
-    Reviews without metadata go; the k-core; with ``with_image`` items without an image go and the k-core is taken again
-    (the same events as with the k-core taken once, at the end). The same input gives the same bytes.
+    Reviews without metadata go; the k-core. The same input gives the same bytes.
 
     Args:
         settings: what ``mmm4rec.config.prepare_settings`` gives.
@@ -81,15 +81,12 @@ def prepare(
         metadata: raw metadata of the same category.
         interactions: a user's own events, instead of the two.
         items: a user's own items; those without a row stay, without text and image.
-        with_image_from: Parquet with ``item_id`` (raw ids) and ``image``, null for none; default: the items' own.
 
     Raises:
         UserError: an input file is not as it should be, or no event is left.
     """
     domain, k = settings["domain"], settings["k_core"]
-    with_image = settings.get("with_image", False)
-    assert with_image or with_image_from is None
-    statistics = _Statistics(domain)
+    statistics = Statistics(domain)
 
     if settings["amazon"] is not None:
         assert ratings is not None
@@ -109,23 +106,14 @@ def prepare(
 
     if metadata is not None:
         # Whatever the metadata lacks, the final items are among those of the k-core of all events: only these are kept.
-        wanted = item_names.gather(_k_core(events, k)["item"].unique())
+        wanted = item_names.gather(k_core_of(events, k)["item"].unique())
         present, described = parse.read_metadata(metadata, settings["edition"], frozenset(wanted))
         events = _with_items(events, item_names, present)
         statistics.add("with_metadata", events)
     else:
         described = parse.read_items(items) if items is not None else pl.DataFrame(schema=parse.ITEM_SCHEMA)
-    events = _k_core(events, k)
+    events = k_core_of(events, k)
     statistics.add("k_core", events)
-    if with_image:
-        if with_image_from is not None:
-            pictured = parse.read_item_flags(with_image_from, "image")
-        else:
-            pictured = set(described.drop_nulls("image")["item"])
-        events = _with_items(events, item_names, pictured)
-        statistics.add("with_image", events)
-        events = _k_core(events, k)
-        statistics.add("k_core_with_image", events)
     if events.is_empty():
         last = next((row for row in reversed(statistics.rows) if row["interactions"]), statistics.rows[0])
         raise UserError(
@@ -135,10 +123,10 @@ def prepare(
 
     user_names, item_names, events = _renumber(events, user_names, item_names)
     text_fields, is_amazon = settings["text_fields"], settings["amazon"] is not None
-    write_parquet(out / "interactions.parquet", _arrow(events, INTERACTIONS))
-    write_parquet(out / "items.parquet", _arrow(_describe(item_names, described, text_fields, is_amazon), ITEMS))
+    write_parquet(out / "interactions.parquet", to_arrow(events, INTERACTIONS))
+    write_parquet(out / "items.parquet", to_arrow(_describe(item_names, described, text_fields, is_amazon), ITEMS))
     users = pl.DataFrame({"user": user_names.cast(pl.String)}).with_row_index("user_id", offset=1)
-    write_parquet(out / "users.parquet", _arrow(users, USERS))
+    write_parquet(out / "users.parquet", to_arrow(users, USERS))
     statistics.write(out / "statistics.csv")
 
 
@@ -149,7 +137,8 @@ def _encode(events: pl.DataFrame, names: pl.Series) -> pl.DataFrame:
     return joined.drop(names.name).rename({"code": names.name})
 
 
-def _k_core(events: pl.DataFrame, k: int) -> pl.DataFrame:
+def k_core_of(events: pl.DataFrame, k: int) -> pl.DataFrame:
+    """The events of the k-core; columns ``user`` and ``item``."""
     return events.filter(pl.Series(k_core(events["user"].to_numpy(), events["item"].to_numpy(), k)))
 
 
@@ -187,5 +176,6 @@ def _describe(item_names: pl.Series, described: pl.DataFrame, text_fields: Any, 
     return items.with_columns(pl.coalesce("text", text) if "text" in items.columns else text)
 
 
-def _arrow(frame: pl.DataFrame, schema: pa.Schema) -> pa.Table:
+def to_arrow(frame: pl.DataFrame, schema: pa.Schema) -> pa.Table:
+    """The columns of a schema, in its types."""
     return frame.select(schema.names).rechunk().to_arrow(compat_level=pl.CompatLevel.oldest()).cast(schema)

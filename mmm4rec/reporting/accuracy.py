@@ -1,28 +1,30 @@
-"""Tables II and III: recall and ndcg of every system on every target, means over the seeds, print beside ours."""
+"""Tables II to IV: recall and ndcg of every system on every target, means over the seeds, print beside ours."""
 
-import csv
-import io
 import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from mmm4rec.config import read_system
 from mmm4rec.errors import UserError
 from mmm4rec.evaluation.metrics import METRICS, per_user
 from mmm4rec.evaluation.significance import bootstrap_interval, holm, paired_p_value
-from mmm4rec.io import read_json, write_text
+from mmm4rec.io import write_text
 from mmm4rec.reporting.published import SLIPS, published
+from mmm4rec.reporting.runs import Run, read_run, to_csv
 from mmm4rec.reporting.table1 import published_users
 
-OURS = {2: "mmm4rec", 3: "mmm4rec_noid"}
+OURS = {2: "mmm4rec", 3: "mmm4rec_noid", 4: "mmm4rec"}
 LEVEL = 0.05  # of significance
 DAGGER = "†"
 TEST_COLUMNS = ("dataset", "metric", "system", "other", "difference", "low", "high", "p", "p_holm")
-TITLES = {2: "Table II: systems with item ids", 3: "Table III: systems without item ids"}
+TITLES = {
+    2: "Table II: systems with item ids",
+    3: "Table III: systems without item ids",
+    4: "Table IV: items with an image only",
+}
 COSTS = ("epochs", "best_epoch", "seconds", "seconds_per_epoch", "parameters", "peak_memory_mib")
 
 #: settings that make a column another thing than its name says
@@ -35,14 +37,12 @@ CAVEATS = (
     ("mask_padded_gaps", False, "The gaps of padding count as times in {} (preset `released`)."),
 )
 
-Run = dict[str, Any]
-
 
 def write_accuracy_table(number: int, runs: Sequence[Path], out: Path, *, systems: Sequence[str]) -> None:
     """Write ``tableN.csv`` (wide), ``tableN_runs.csv`` (long, with costs), ``tableN_tests.csv`` and ``tableN.md``.
 
     Args:
-        number: 2 or 3.
+        number: 2, 3 or 4.
         runs: run folders; every dataset needs the same systems.
         out: path of ``tableN.csv``.
         systems: columns, in this order.
@@ -50,7 +50,7 @@ def write_accuracy_table(number: int, runs: Sequence[Path], out: Path, *, system
     Raises:
         UserError: a run is missing or not finished.
     """
-    table = [_read(path) for path in runs]
+    table = [read_run(path) for path in runs]
     tests = compare(table, OURS[number])
     datasets = list(dict.fromkeys(run["dataset"] for run in table))
     wide = []
@@ -62,9 +62,11 @@ def write_accuracy_table(number: int, runs: Sequence[Path], out: Path, *, system
                 raise UserError(f"{out}: no finished run of {', '.join(missing)} on {dataset}")
             numbers = {s: mean for s, mean in means.items() if mean is not None}
             wide.append([dataset, metric, *(f"{v:.6f}" for v in numbers.values()), improvement(numbers, OURS[number])])
-    write_text(out, _csv(["dataset", "metric", *systems, "improvement"], wide))
+    write_text(out, to_csv(["dataset", "metric", *systems, "improvement"], wide))
     write_text(out.with_name(f"{out.stem}_runs.csv"), _runs_csv(number, table))
-    write_text(out.with_name(f"{out.stem}_tests.csv"), _csv(TEST_COLUMNS, [_rounded(test.values()) for test in tests]))
+    write_text(
+        out.with_name(f"{out.stem}_tests.csv"), to_csv(TEST_COLUMNS, [_rounded(test.values()) for test in tests])
+    )
     write_text(out.with_suffix(".md"), _markdown(number, table, datasets, systems, tests))
 
 
@@ -111,36 +113,12 @@ def compare(table: Sequence[Run], ours: str) -> list[dict[str, Any]]:
     return rows
 
 
-def _read(path: Path) -> Run:
-    try:
-        config, metrics = read_json(path / "config.json"), read_json(path / "metrics.json")
-        ranks = pq.read_table(path / "ranks.parquet")["rank"].to_numpy()
-    except FileNotFoundError as error:
-        raise UserError(f"{error.filename}: no such file; this run has not finished") from None
-    return {
-        "dataset": config["domain"],
-        "system": config["system"],
-        "seed": config["seed"],
-        "config": config,
-        "ranks": ranks,
-        **metrics,
-    }
-
-
 def _values(table: Iterable[Run], dataset: str, system: str, metric: str) -> list[float]:
     return [run["test"][metric] for run in table if run["dataset"] == dataset and run["system"] == system]
 
 
 def _mean(values: list[float]) -> float | None:
     return statistics.fmean(values) if values else None
-
-
-def _csv(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(rows)
-    return text.getvalue()
 
 
 def _rounded(values: Iterable[Any]) -> list[str]:
@@ -157,13 +135,16 @@ def _runs_csv(number: int, table: list[Run]) -> str:
         for run in table
         for metric in METRICS
     ]
-    return _csv(["dataset", "system", "seed", "metric", "value", "published", "low", "high", *COSTS], rows)
+    return to_csv(["dataset", "system", "seed", "metric", "value", "published", "low", "high", *COSTS], rows)
 
 
 def _comparable(number: int, table: list[Run]) -> dict[tuple[str, str, str], float]:
-    """Printed values of the datasets that have the paper's users; others of the same name are other data."""
+    """Printed values of the datasets that have the paper's users; others of the same name are other data.
+
+    How many users Table IV is about is not printed; and links die.
+    """
     sizes = {run["dataset"]: run["users"] for run in table}
-    same = {dataset for dataset, users in sizes.items() if users in published_users(dataset)}
+    same = {dataset for dataset, users in sizes.items() if number == 4 or users in published_users(dataset)}
     return {cell: value for cell, value in published(number).items() if cell[0] in same}
 
 

@@ -138,19 +138,6 @@ def test_the_released_reading_falls_back_to_the_asin(tmp_path):
     assert read(tmp_path / "out", "items")["text"].to_list() == ["Asin: B1 ;"]
 
 
-def test_only_items_with_an_image(tmp_path):
-    # Item 3 has no image; without it user 2 has one event only, and then item 2 has one event only.
-    events = own(tmp_path, user_id=[1, 1, 1, 2, 2, 2], item_id=[1, 1, 2, 2, 3, 3], position=[0, 1, 2, 0, 1, 2])
-    flags = own(tmp_path, "features", item_id=[1, 2, 3], image=[[1.0], [2.0], None])
-    settings = SETTINGS | {"k_core": 2, "with_image": True}
-    prepare(settings, tmp_path / "out", interactions=events, with_image_from=flags)
-    expected = [("raw", 2, 3, 6), ("k_core", 2, 3, 6), ("with_image", 2, 2, 4), ("k_core_with_image", 1, 1, 2)]
-    assert statistics(tmp_path / "out") == expected
-    items = own(tmp_path, "items", item_id=[1, 2], image=["1.jpg", "http://x/2.jpg"])
-    prepare(settings, tmp_path / "again", interactions=events, items=items)
-    assert statistics(tmp_path / "again") == expected
-
-
 def test_nothing_left(tmp_path):
     events = own(tmp_path, user_id=[1], item_id=[1], timestamp=[0])
     with pytest.raises(

@@ -2,39 +2,14 @@ import csv
 import doctest
 from pathlib import Path
 
-import numpy as np
-import pyarrow as pa
 import pytest
+from finished_runs import COST, write_run
 
 from mmm4rec.config import read_system
 from mmm4rec.errors import UserError
-from mmm4rec.io import write_json, write_parquet
 from mmm4rec.reporting import accuracy
 from mmm4rec.reporting.published import published
 from mmm4rec.reporting.table1 import published_users
-
-COST = {
-    "epochs": 3,
-    "best_epoch": 2,
-    "seconds": 9.0,
-    "seconds_per_epoch": 3.0,
-    "parameters": 10,
-    "peak_memory_mib": 100.0,
-    "users": 8442,
-    "time": False,
-}
-
-
-def write_run(root: Path, system: str, seed: int, value: float, dataset="scientific", **config) -> Path:
-    path = root / dataset / system / str(seed)
-    settings = {"domain": dataset, "system": system, "seed": seed, "reads": ["ids"], "pretrained": False}
-    settings |= {"mask_seen": False, "settings": {}, "stage": None}
-    write_json(path / "config.json", settings | config)
-    metrics = dict.fromkeys(("recall@10", "recall@50", "ndcg@10", "ndcg@50"), value)
-    write_json(path / "metrics.json", {"test": metrics, **COST})
-    hits = np.arange(100) < round(100 * value)
-    write_parquet(path / "ranks.parquet", pa.table({"user_id": np.arange(100), "rank": np.where(hits, 1, 99)}))
-    return path
 
 
 def read(path: Path) -> list[dict[str, str]]:
@@ -163,3 +138,10 @@ def test_published_numbers_are_all_there():
     assert len(published(2)) == 5 * 10 * 4
     assert len(published(3)) == 5 * 9 * 4
     assert published(2)["pantry", "mmm4rec", "ndcg@10"] == 0.0481
+
+
+def test_table_iv_names_the_whole_domain_and_stands_beside_its_print(tmp_path):
+    run = write_run(tmp_path, "mmm4rec", 1, 0.2, dataset="office_with_image")
+    accuracy.write_accuracy_table(4, [run], tmp_path / "table4.csv", systems=["mmm4rec"])
+    assert {row["dataset"] for row in read(tmp_path / "table4.csv")} == {"office"}
+    assert {row["published"] for row in read(tmp_path / "table4_runs.csv")} == {"0.1467", "0.2237", "0.108", "0.1249"}

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from mmm4rec.config import (
+    WITH_IMAGE,
     embed_settings,
     features_path,
     finetune_settings,
@@ -18,7 +19,9 @@ from mmm4rec.config import (
     pretrain_settings,
     resolve_system,
     system_keys,
+    table_domains,
     table_systems,
+    with_image_settings,
 )
 from mmm4rec.data.registry import paper_name, raw_path
 from mmm4rec.errors import UserError
@@ -44,6 +47,7 @@ os.environ |= {
 }
 GPU = int(CONFIG.device == "cuda" or (CONFIG.device == "auto" and shutil.which("nvidia-smi") is not None))
 TARGETS = "|".join(map(re.escape, CONFIG.targets))
+PREPARED = "|".join(map(re.escape, [*CONFIG.domains, *(name + WITH_IMAGE for name in CONFIG.targets)]))
 
 # path of a raw file: (category, edition, kind)
 RAW_FILES = {
@@ -95,7 +99,6 @@ def raw_files(wildcards):
         files = {kind: raw_path(CONFIG.raw, spec.amazon, spec.edition, kind) for kind in ("ratings", "metadata")}
     else:
         files = {"interactions": spec.interactions, "items_": spec.items}  # `items` is Snakemake's own
-    files["with_image_from"] = spec.image_features if spec.with_image else None
     return {name: str(path) for name, path in files.items() if path}
 
 
@@ -145,13 +148,26 @@ def table1_inputs(wildcards):
 
 
 def table_runs(wildcards):
-    """Runs of a table: all targets, or the one that the file is named after."""
+    """Runs of a table: its targets, or the one that the file is named after."""
+    number, target = int(wildcards.number), wildcards.part.removeprefix("/")
+    alone = target + WITH_IMAGE if number == 4 else target
     return expand(
         "<results>/runs/{domain}/{system}/seed_{seed}/metrics.json",
-        domain=wildcards.part.removeprefix("/") or CONFIG.targets,
-        system=table_systems(CONFIG, int(wildcards.number)),
+        domain=alone if target else table_domains(CONFIG, number),
+        system=table_systems(CONFIG, number),
         seed=CONFIG.seeds,
     )
+
+
+def all_tables():
+    """What `snakemake` makes without a target: each table that some configured system stands in.
+
+    Table IV needs images, and whether own features have some shows when they are read: ask for it by name then.
+    """
+    numbers = [n for n in (2, 3, 4, 5, 6) if table_systems(CONFIG, n) and table_domains(CONFIG, n)]
+    if any(CONFIG.domains[name.removesuffix(WITH_IMAGE)].features for name in table_domains(CONFIG, 4)):
+        numbers = [n for n in numbers if n != 4]
+    return expand("<results>/tables/table{number}.csv", number=[1, *numbers])
 
 
 # ------------------------------------------------------------------------------------------------ what changes an output
@@ -160,6 +176,11 @@ def table_runs(wildcards):
 def prepare_params(wildcards):
     """Settings of `prepare`, as JSON."""
     return json.dumps(prepare_settings(CONFIG, wildcards.domain))
+
+
+def with_image_params(wildcards):
+    """Settings of `with_image`, as JSON."""
+    return json.dumps(with_image_settings(CONFIG, wildcards.domain))
 
 
 def embed_params(wildcards):
@@ -183,17 +204,12 @@ def table1_params(wildcards):
     published = {
         name: paper_name(spec.amazon)
         for name, spec in used.items()
-        if spec.amazon and paper_name(spec.amazon) and (spec.edition, spec.k_core, spec.with_image) == (2018, 5, False)
+        if spec.amazon and paper_name(spec.amazon) and (spec.edition, spec.k_core) == (2018, 5)
     }
     settings = {"published": published, "gate": CONFIG.gate, "sources": CONFIG.sources}
     return json.dumps({"version": VERSIONS["tables"], **settings})
 
 
 def table_params(wildcards):
-    """Settings of an accuracy table, as JSON."""
+    """Settings of a table of runs, as JSON."""
     return json.dumps({"version": VERSIONS["tables"], "systems": table_systems(CONFIG, int(wildcards.number))})
-
-
-def accuracy_tables():
-    """Numbers of the accuracy tables that any configured system stands in."""
-    return [number for number in (2, 3) if table_systems(CONFIG, number)]

@@ -66,3 +66,30 @@ rule import_features:
     shell:
         "python3 -m mmm4rec import-features {params.inputs} --settings {params.settings:q}"
         " --out {output.features:q} > {log} 2>&1"
+
+
+# A target of Table IV: items without an image go, the k-core again.
+rule with_image:
+    input:
+        domain="<results>/domains/{domain}/interactions.parquet",
+        features=lambda wildcards: str(features_path(CONFIG, wildcards.domain)),
+    output:
+        interactions=f"<results>/domains/{{domain}}{WITH_IMAGE}/interactions.parquet",
+        items_=f"<results>/domains/{{domain}}{WITH_IMAGE}/items.parquet",
+        users=f"<results>/domains/{{domain}}{WITH_IMAGE}/users.parquet",
+        features=f"<results>/domains/{{domain}}{WITH_IMAGE}/features.parquet",
+        statistics=f"<results>/domains/{{domain}}{WITH_IMAGE}/statistics.csv",
+    log:
+        "<logs>/with_image/{domain}.log",
+    benchmark:
+        "<benchmarks>/with_image/{domain}.tsv"
+    conda:
+        "../../envs/mmm4rec.yaml"
+    resources:
+        mem_mb=4000,
+    params:
+        inputs=options,
+        settings=with_image_params,
+        out=subpath(output.interactions, parent=True),
+    shell:
+        "python3 -m mmm4rec with-image {params.inputs} --settings {params.settings:q} --out {params.out:q} > {log} 2>&1"

@@ -1,6 +1,8 @@
 localrules:
     table1,
     accuracy_table,
+    convergence_table,
+    ablation_table,
 
 
 rule table1:
@@ -39,7 +41,57 @@ rule accuracy_table:
     benchmark:
         "<benchmarks>/tables/table{number}{part}.tsv"
     wildcard_constraints:
-        number="[23]",
+        number="[234]",
+        part=f"(/({TARGETS}))?",
+    conda:
+        "../../envs/mmm4rec.yaml"
+    resources:
+        mem_mb=2000,
+    params:
+        inputs=options,
+        settings=table_params,
+    shell:
+        "python3 -m mmm4rec table --number {wildcards.number} {params.inputs} --settings {params.settings:q}"
+        " --out {output.csv:q} > {log} 2>&1"
+
+
+rule convergence_table:
+    input:
+        run=table_runs,
+    output:
+        csv=report("<results>/tables/table{number}{part}.csv", category="Tables"),
+        md="<results>/tables/table{number}{part}.md",
+    log:
+        "<logs>/tables/table{number}{part}.log",
+    benchmark:
+        "<benchmarks>/tables/table{number}{part}.tsv"
+    wildcard_constraints:
+        number="5",
+        part=f"(/({TARGETS}))?",
+    conda:
+        "../../envs/mmm4rec.yaml"
+    resources:
+        mem_mb=2000,
+    params:
+        inputs=options,
+        settings=table_params,
+    shell:
+        "python3 -m mmm4rec table --number {wildcards.number} {params.inputs} --settings {params.settings:q}"
+        " --out {output.csv:q} > {log} 2>&1"
+
+
+rule ablation_table:
+    input:
+        run=table_runs,
+    output:
+        csv=report("<results>/tables/table{number}{part}.csv", category="Tables"),
+        md="<results>/tables/table{number}{part}.md",
+    log:
+        "<logs>/tables/table{number}{part}.log",
+    benchmark:
+        "<benchmarks>/tables/table{number}{part}.tsv"
+    wildcard_constraints:
+        number="6",
         part=f"(/({TARGETS}))?",
     conda:
         "../../envs/mmm4rec.yaml"

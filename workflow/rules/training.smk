@@ -44,6 +44,8 @@ rule finetune:
         "<logs>/finetune/{domain}/{system}/seed_{seed}.log",
     benchmark:
         "<benchmarks>/finetune/{domain}/{system}/seed_{seed}.tsv"
+    wildcard_constraints:
+        domain=PREPARED,
     conda:
         "../../envs/mmm4rec.yaml"
     resources:

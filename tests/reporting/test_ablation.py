@@ -1,0 +1,27 @@
+import csv
+
+from finished_runs import COST, write_run
+
+from mmm4rec.reporting.ablation import write_ablation_table
+
+SYSTEMS = ["mmm4rec", "mmm4rec_scratch"]
+
+
+def test_lines_of_the_table_beside_print(tmp_path):
+    runs = [write_run(tmp_path, "mmm4rec", seed, value) for seed, value in ((1, 0.2), (2, 0.4))]
+    runs.append(write_run(tmp_path, "mmm4rec_scratch", 1, 0.1))
+    out = tmp_path / "table6.csv"
+    write_ablation_table(runs, out, systems=SYSTEMS)
+    rows = list(csv.DictReader(out.read_text().splitlines()))
+    assert len(rows) == 8
+    assert rows[0] == {"variant": "mmm4rec", "dataset": "scientific", "metric": "recall@10", "value": "0.300000"}
+    text = out.with_suffix(".md").read_text()
+    assert "| (0) MMM4Rec | ours | 0.3000 |" in text
+    assert "| (1) w/o Pretrained | ours | 0.1000 |" in text
+    assert "|  | print | 0.1348 | 0.2627 | 0.0724 | 0.1002 |" in text
+
+
+def test_other_users_have_no_print(tmp_path, monkeypatch):
+    monkeypatch.setitem(COST, "users", 3)
+    write_ablation_table([write_run(tmp_path, "mmm4rec", 1, 0.2)], tmp_path / "table6.csv", systems=SYSTEMS[:1])
+    assert "print" not in (tmp_path / "table6.md").read_text()
