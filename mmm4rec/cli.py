@@ -290,6 +290,18 @@ def table(
 
 
 @app.command()
+def freeze(
+    results: Annotated[Path, typer.Option(help="root of a run of the workflow")],
+    settings: Settings,
+    out: Out,
+) -> None:
+    """Copy tables, figures and runs (without weights) to a folder to be kept, with where they come from."""
+    from mmm4rec.reporting.freeze import freeze as run
+
+    run(results, read_settings(settings), out)
+
+
+@app.command()
 def recommend(
     run: Annotated[Path, typer.Argument(help="a run folder, results/runs/<domain>/<system>/seed_<seed>")],
     history: Annotated[str, typer.Option(help="the user's items, oldest first, separated by commas")],

@@ -3,6 +3,7 @@ localrules:
     accuracy_table,
     convergence_table,
     ablation_table,
+    freeze,
 
 
 rule table1:
@@ -103,3 +104,26 @@ rule ablation_table:
     shell:
         "python3 -m mmm4rec table --number {wildcards.number} {params.inputs} --settings {params.settings:q}"
         " --out {output.csv:q} > {log} 2>&1"
+
+
+# `snakemake published/<name>/provenance.json`: what is to be kept, with where it comes from.
+rule freeze:
+    input:
+        all_tables(),
+    output:
+        "published/{name}/provenance.json",
+    log:
+        "<logs>/freeze/{name}.log",
+    benchmark:
+        "<benchmarks>/freeze/{name}.tsv"
+    conda:
+        "../../envs/mmm4rec.yaml"
+    resources:
+        mem_mb=1000,
+    params:
+        results=str(CONFIG.results),
+        settings=CONFIG.model_dump_json(),
+        out=subpath(output[0], parent=True),
+    shell:
+        "python3 -m mmm4rec freeze --results {params.results:q} --settings {params.settings:q}"
+        " --out {params.out:q} > {log} 2>&1"
