@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
-from mmm4rec.config import read_system
+from mmm4rec.config import read_system, system_keys
 from mmm4rec.evaluation.metrics import METRICS
 from mmm4rec.io import write_text
 from mmm4rec.reporting.published import published
@@ -38,13 +38,14 @@ def write_ablation_table(runs: Sequence[Path], out: Path, *, systems: Sequence[s
     ]
     write_text(out, to_csv(["variant", "dataset", "metric", "value"], rows))
 
+    lines_of_table = [key for key in system_keys() if 6 in read_system(key).tables]  # numbered as in print
     printed = {(s, d, m): value for (d, s, m), value in published(6).items()}
     lines = ["# Table VI: variants of MMM4Rec", "", "Means over the seeds.", ""]
     for dataset, number in users.items():
         lines += [f"## {dataset}", "", f"{number} users ranked.", ""]
         lines += ["| variant | | " + " | ".join(METRICS) + " |", "|---|---|" + "---:|" * len(METRICS)]
-        for i, system in enumerate(systems):
-            name = f"({i}) {read_system(system).name}"
+        for system in systems:
+            name = f"({lines_of_table.index(system)}) {read_system(system).name}"
             sources = [("ours", name, means)]
             if number in published_users(dataset):
                 sources.append(("print", "", printed))

@@ -21,6 +21,13 @@ def test_lines_of_the_table_beside_print(tmp_path):
     assert "|  | print | 0.1348 | 0.2627 | 0.0724 | 0.1002 |" in text
 
 
+def test_lines_keep_their_numbers_where_others_are_left_out(tmp_path):
+    write_ablation_table(
+        [write_run(tmp_path, "mmm4rec_notime", 1, 0.2)], tmp_path / "t.csv", systems=["mmm4rec_notime"]
+    )
+    assert "| (2) w/o Time | ours |" in (tmp_path / "t.md").read_text()
+
+
 def test_other_users_have_no_print(tmp_path, monkeypatch):
     monkeypatch.setitem(COST, "users", 3)
     write_ablation_table([write_run(tmp_path, "mmm4rec", 1, 0.2)], tmp_path / "table6.csv", systems=SYSTEMS[:1])

@@ -86,6 +86,11 @@ def raw_folder(wildcards):
     return str(CONFIG.raw)
 
 
+def results_folder(wildcards):
+    """The root of everything this run writes."""
+    return str(CONFIG.results)
+
+
 def download_of(wildcards):
     """Options that name a raw file."""
     category, edition, kind = RAW_FILES[str(CONFIG.raw / wildcards.file)]

@@ -121,7 +121,7 @@ rule freeze:
     resources:
         mem_mb=1000,
     params:
-        results=str(CONFIG.results),
+        results=results_folder,
         settings=CONFIG.model_dump_json(),
         out=subpath(output[0], parent=True),
     shell:
