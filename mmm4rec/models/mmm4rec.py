@@ -23,9 +23,9 @@ from mmm4rec.nn.fourier import FourierFilter
 from mmm4rec.nn.initialise import normal_
 from mmm4rec.nn.losses import full_cross_entropy, in_batch_cross_entropy
 from mmm4rec.nn.time_signal import TimeFactor, TimeGaps, TimeMask
+from mmm4rec.nn.unit import FLOOR, unit
 
 MODALITIES = ("text", "image")
-FLOOR = 1e-12  # of a vector's length when it is divided by it
 
 
 class MMM4RecSettings(Settings):
@@ -288,15 +288,6 @@ def normalised(catalogue: Catalogue, modality: str) -> Tensor:
         assert other is not None
         return torch.zeros(other.shape, device=other.device)
     return F.normalize(own.float(), eps=FLOOR)
-
-
-def unit(e: Tensor) -> Tensor:
-    """Vectors divided by their length; one shorter than 1e-12 counts as zero and gets no gradient.
-
-    A floor under the length would multiply the gradient of a zero vector, such as a masked image's, by 1e12.
-    """
-    length = e.norm(dim=-1, keepdim=True)
-    return e / length.masked_fill(length < FLOOR, torch.inf)
 
 
 def at(x: Tensor, position: Tensor) -> Tensor:

@@ -21,8 +21,11 @@ def full_cross_entropy(
     return F.cross_entropy(_logits(users, candidates), targets, reduction=reduction)
 
 
+Duplicates = Literal["masked", "kept", "zero_logit"]
+
+
 def in_batch_cross_entropy(
-    users: Tensor, candidates: Tensor, targets: Tensor, duplicates: Literal["masked", "kept"] = "masked"
+    users: Tensor, candidates: Tensor, targets: Tensor, duplicates: Duplicates = "masked"
 ) -> Tensor:
     """Cross-entropy of each row's target among the targets of the batch; the mean over rows.
 
@@ -31,13 +34,14 @@ def in_batch_cross_entropy(
         candidates: [B, D], row b the vector of row b's target.
         targets: [B] item ids, to tell duplicates.
         duplicates: ``masked`` takes other occurrences of a row's own target out of its denominator; ``kept`` leaves
-            them in as negatives, as the released code does.
+            them in as negatives, as released MMM4Rec does; ``zero_logit`` counts each of them as a negative of score 0,
+            as UniSRec and VQRec do.
     """
     logits = _logits(users, candidates)
-    if duplicates == "masked":
+    if duplicates != "kept":
         same = targets[:, None] == targets[None, :]
         same.fill_diagonal_(False)
-        logits = logits.masked_fill(same, -torch.inf)
+        logits = logits.masked_fill(same, 0 if duplicates == "zero_logit" else -torch.inf)
     return F.cross_entropy(logits, torch.arange(len(targets), device=targets.device))
 
 

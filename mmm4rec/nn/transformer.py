@@ -60,16 +60,28 @@ class TransformerEncoder(nn.Module):
         self.attention = nn.ModuleList(Attention(size, heads, dropout) for _ in range(layers))
         self.feed_forward = nn.ModuleList(FeedForward(size, inner_size, dropout) for _ in range(layers))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Causal encoding of right-padded rows [B, L, D]: real positions never see padding, it comes after them."""
-        for attention, feed_forward in zip(self.attention, self.feed_forward, strict=True):
-            x = feed_forward(attention(x, x, None, causal=True))
-        return x
+    def forward(self, x: Tensor, real: Tensor | None = None) -> Tensor:
+        """Encode rows [B, L, D]: causally, or every position by all those that ``real`` [B, L] bool names.
 
-    def last(self, x: Tensor, lengths: Tensor) -> Tensor:
-        """``forward`` at each row's last real position [B, D], without computing the top layer's other positions."""
-        for attention, feed_forward in zip(self.attention[:-1], self.feed_forward[:-1], strict=True):
-            x = feed_forward(attention(x, x, None, causal=True))
-        real = torch.arange(x.shape[1], device=x.device) < lengths[:, None]
+        Causal rows are right-padded: their real positions never see padding, it comes after them.
+        """
+        return self._layers(x, None if real is None else real[:, None, None], len(self.attention))
+
+    def last(self, x: Tensor, lengths: Tensor, *, bidirectional: bool = False) -> Tensor:
+        """``forward`` at each row's last real position [B, D], without computing the top layer's other positions.
+
+        Args:
+            x: [B, L, D], right-padded.
+            lengths: [B] int64, real positions of each row.
+            bidirectional: all real positions see each other.
+        """
+        real = (torch.arange(x.shape[1], device=x.device) < lengths[:, None])[:, None, None]
+        x = self._layers(x, real if bidirectional else None, len(self.attention) - 1)
         query = last_position(x, lengths)[:, None]
-        return self.feed_forward[-1](self.attention[-1](x, query, real[:, None, None], causal=False))[:, 0]
+        return self.feed_forward[-1](self.attention[-1](x, query, real, causal=False))[:, 0]
+
+    def _layers(self, x: Tensor, mask: Tensor | None, count: int) -> Tensor:
+        """The lowest ``count`` layers; causal without a mask [B, 1, 1, L]."""
+        for attention, feed_forward in zip(self.attention[:count], self.feed_forward[:count], strict=True):
+            x = feed_forward(attention(x, x, mask, causal=mask is None))
+        return x

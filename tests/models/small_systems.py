@@ -8,6 +8,10 @@ from mmm4rec.models.base import Catalogue, Rows, System, build
 SMALL = {
     "pop": {},
     "sasrec": {"hidden_size": 16, "inner_size": 32, "heads": 2, "max_length": 6},
+    "fdsa": {"hidden_size": 16, "inner_size": 32, "heads": 2, "max_length": 6},
+    "s3rec": {"hidden_size": 16, "inner_size": 32, "heads": 2, "max_length": 6},
+    "unisrec": {"hidden_size": 16, "inner_size": 32, "heads": 2, "max_length": 6, "experts": 3},
+    "zesrec": {"hidden_size": 16, "inner_size": 32, "heads": 2, "max_length": 6},
     "mmm4rec": {"hidden_size": 16, "inner_size": 16, "state_size": 4, "head_size": 8, "max_length": 6},
 }
 N_ITEMS = 12

@@ -22,6 +22,13 @@ def test_in_batch_by_hand():
     assert in_batch_cross_entropy(users, candidates, targets, "masked").item() == pytest.approx(masked)
 
 
+def test_duplicates_as_negatives_of_score_zero_by_hand():
+    users, candidates = torch.ones(3, 1), torch.tensor([[math.log(3)], [math.log(2)], [math.log(3)]])
+    # 7 sees 3, 2 and exp(0) = 1 -> 1/2; 8 sees 2 of 8
+    loss = in_batch_cross_entropy(users, candidates, torch.tensor([7, 8, 7]), "zero_logit")
+    assert loss.item() == pytest.approx((2 * math.log(2) + math.log(4)) / 3)
+
+
 def test_masked_duplicates_get_no_gradient_from_each_other():
     users, candidates = torch.randn(2, 4), torch.randn(2, 4, requires_grad=True)
     in_batch_cross_entropy(users, candidates, torch.tensor([5, 5])).backward()

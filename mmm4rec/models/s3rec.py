@@ -1,0 +1,233 @@
+"""S3-Rec: self-supervised learning by mutual information before sequential recommendation (Zhou et al., CIKM 2020).
+
+A first stage on the target's training rows, encoded in both directions, with four objectives that tie items, their
+attributes, rows and segments of rows to each other; then SASRec with what was learned. Known of an item is its text
+alone, so that every item is its own one attribute, described by its text, as in UniSRec's comparisons.
+
+Shapes: B rows, L positions, N items, A attributes with a description, K of them drawn for a step, D width; P real
+positions of a batch or of a part of it.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from mmm4rec.models.base import Catalogue, Rows, Tables, by_length
+from mmm4rec.models.items import IdVectors, TextVectors
+from mmm4rec.models.transformer import TransformerSettings, TransformerSystem
+from mmm4rec.nn.initialise import normal_
+from mmm4rec.nn.negatives import unseen
+
+
+class S3RecSettings(TransformerSettings):
+    """Sizes, and the weights of the first stage's objectives."""
+
+    mask_ratio: float = Field(gt=0, lt=1)
+    attributes: int = Field(ge=1)
+    aap_weight: float = Field(ge=0)
+    mip_weight: float = Field(ge=0)
+    map_weight: float = Field(ge=0)
+    sp_weight: float = Field(ge=0)
+    defects: list[Literal["noise_features", "misaligned_labels"]] = Field([])
+
+
+class FirstStage(nn.Module):
+    """What the first stage learns beside the encoder, and fine-tuning has no use for."""
+
+    described: Tensor
+
+    def __init__(self, settings: S3RecSettings, catalogue: Catalogue) -> None:
+        super().__init__()
+        width = settings.hidden_size
+        self.mask = nn.Parameter(0.02 * torch.randn(width))
+        self.attribute = TextVectors(catalogue, width)
+        self.aap = nn.Linear(width, width)
+        self.mip = nn.Linear(width, width)
+        self.map = nn.Linear(width, width)
+        self.sp = nn.Linear(width, width)
+        self.apply(normal_)
+        self.register_buffer("described", self.attribute.text.any(dim=1), persistent=False)
+        if "noise_features" in settings.defects:  # persistent: the weights mean nothing without it
+            self.attribute.register_buffer("text", 0.02 * torch.randn_like(self.attribute.text))
+
+    def vectors(self, ids: Tensor) -> Tensor:
+        """f_a = ReLU(W text_a + b) [M + 1, D] of ``ids`` [M], behind a row for no attribute."""
+        return F.relu(self.attribute.table(ids))
+
+
+@dataclass(frozen=True)
+class Attributes:
+    """The attributes of a step: those that positions are held against, and those that their items have.
+
+    Attributes:
+        vectors: [K + M + 1, D], f_a.
+        row: [N + 1] int64, where an attribute stands in ``vectors``.
+        drawn: [K] int64, ids of those that every position is held against.
+        is_drawn: [N + 1] bool.
+        scale: A / K, so that sums over the drawn ones estimate sums over all.
+    """
+
+    vectors: Tensor
+    row: Tensor
+    drawn: Tensor
+    is_drawn: Tensor
+    scale: float
+
+
+@dataclass(frozen=True)
+class Draws:
+    """What is random about a batch's objectives.
+
+    Attributes:
+        masked: [B, L] bool, real positions to be told from the others.
+        negatives: [B, L] int64, for each position an item that its row does not hold.
+        segment: [B, L] bool, a run of up to half the row's positions; of rows of one item the only one.
+        foreign: [B, L] int64, in the segment's places another segment of the batch.
+    """
+
+    masked: Tensor
+    negatives: Tensor
+    segment: Tensor
+    foreign: Tensor
+
+
+def draw(rows: Rows, events: Tensor, n_items: int, mask_ratio: float) -> Draws:
+    """Draw masks, negatives and segments.
+
+    Args:
+        rows: B of them.
+        events: [P] int64, the items of the whole batch's rows, row after row: what foreign segments are cut from.
+        n_items: N.
+        mask_ratio: probability that an item is masked.
+    """
+    items, lengths = rows.items, rows.lengths
+    position = torch.arange(items.shape[1], device=items.device)
+    masked = (items > 0) & (torch.rand(items.shape, device=items.device) < mask_ratio)
+    size = 1 + below((lengths // 2).clamp(min=1))
+    start = below(lengths - size + 1)
+    foreign_start = below(len(events) - size + 1)
+    offset = position - start[:, None]
+    segment = (offset >= 0) & (offset < size[:, None])
+    foreign = events[(foreign_start[:, None] + offset).clamp(0, len(events) - 1)] * segment
+    return Draws(masked, unseen(items, n_items), segment, foreign)
+
+
+def below(limit: Tensor) -> Tensor:
+    """For each limit [B] int64 > 0 a uniform number of 0, 1, ..., limit - 1."""
+    return torch.minimum((torch.rand(limit.shape, device=limit.device) * limit).long(), limit - 1)
+
+
+class S3Rec(TransformerSystem):
+    """SASRec whose weights start from a self-supervised first stage on the same domain."""
+
+    Settings = S3RecSettings
+    settings: S3RecSettings
+
+    def __init__(self, settings: S3RecSettings, catalogue: Catalogue, *, pretraining: bool = False) -> None:
+        super().__init__(settings, catalogue, IdVectors(catalogue, settings.hidden_size))
+        self.first_stage = FirstStage(settings, catalogue)
+
+    def frozen(self) -> Iterable[str]:
+        """What only the first stage uses."""
+        return ("first_stage.",)
+
+    # -- the first stage
+
+    def pretrain_loss(self, tables: Tables, rows: Rows) -> Tensor:
+        """Weighted sum of the four objectives; sums over a row's positions and over attributes, the mean over rows.
+
+        Rows are what precedes a training event. ``tables`` are those of the whole catalogue.
+        """
+        assert len(tables[0]) == self.n_items + 1, "the first stage needs the tables of the whole catalogue"
+        events = rows.items[rows.items > 0]
+        table = torch.cat([tables[0], self.first_stage.mask[None]])  # row N + 1: the mask
+        objectives = partial(self._objectives, table, events, self._attributes(events))
+        return by_length(objectives, rows).mean()
+
+    def _attributes(self, events: Tensor) -> Attributes:
+        """Draw attributes for a step, and compute them and those of the batch's items."""
+        described = self.first_stage.described.nonzero()[:, 0]
+        order = torch.randperm(len(described), device=events.device)
+        drawn = described[order[: self.settings.attributes]]
+        ids = torch.cat([drawn, events]).unique()
+        row = events.new_zeros(self.n_items + 1)
+        row[ids] = torch.arange(1, len(ids) + 1, device=events.device)
+        is_drawn = torch.zeros(self.n_items + 1, dtype=torch.bool, device=events.device)
+        is_drawn[drawn] = True
+        return Attributes(self.first_stage.vectors(ids), row, drawn, is_drawn, len(described) / max(1, len(drawn)))
+
+    def _objectives(self, table: Tensor, events: Tensor, attributes: Attributes, rows: Rows) -> Tensor:
+        """The four objectives of each row, weighted and summed, [B]."""
+        s, stage, items = self.settings, self.first_stage, rows.items
+        draws = draw(rows, events, self.n_items, s.mask_ratio)
+        real = items > 0
+        seen = items.masked_fill(draws.masked, self.n_items + 1)
+        states = self.encoder(self.embed(F.embedding(seen, table)), real)
+        masked = draws.masked[real]  # [P], as everything that follows
+        states, row = states[real], real.nonzero()[:, 0]
+
+        label = self._labels(rows)[real]
+        asked = torch.where(masked[:, None], stage.map(states), stage.aap(states))
+        weight = torch.where(masked, s.map_weight, s.aap_weight) * (stage.described[label] | (label == 0))
+        attribute_loss = weight * attribute_prediction(asked, label, attributes)
+
+        asked = stage.mip(states[masked])
+        own, other = (table[x[real][masked]] for x in (items, draws.negatives))
+        item_loss = s.mip_weight * contrast(asked, own, other)
+
+        # a row of one item has no segment and no rest
+        segment_loss = s.sp_weight * (rows.lengths > 1) * self._segment_prediction(table, rows, draws)
+        return segment_loss.index_add(0, row, attribute_loss).index_add(0, row[masked], item_loss)
+
+    def _labels(self, rows: Rows) -> Tensor:
+        """The attribute to be told at each position [B, L], its item's; 0 is none.
+
+        With the defect ``misaligned_labels`` the items are taken as they stand from the left, and the states as they
+        stand in a row that is padded on the left up to max_length.
+        """
+        if "misaligned_labels" not in self.settings.defects:
+            return rows.items
+        index = torch.arange(rows.items.shape[1], device=rows.items.device) + (self.max_length - rows.lengths)[:, None]
+        label = rows.items.gather(1, index.clamp(max=rows.items.shape[1] - 1))
+        return label.where(index < rows.lengths[:, None], 0)
+
+    def _segment_prediction(self, table: Tensor, rows: Rows, draws: Draws) -> Tensor:
+        """Whether the masked segment or a foreign one belongs to the rest of the row (SP), [B]."""
+        mask = self.n_items + 1
+        rest = rows.items.masked_fill(draws.segment, mask)
+        own, other = (x.masked_fill(~draws.segment, mask) for x in (rows.items, draws.foreign))
+        x = self.embed(F.embedding(torch.cat([rest, own, other]), table))
+        states = self.encoder.last(x, rows.lengths.repeat(3), bidirectional=True)
+        rest, own, other = states.chunk(3)
+        return contrast(self.first_stage.sp(rest), own, other)
+
+
+def attribute_prediction(asked: Tensor, label: Tensor, attributes: Attributes) -> Tensor:
+    """Binary cross-entropy of each attribute at each position, summed over attributes (AAP and MAP), [P].
+
+    Only the position's own attribute and the drawn ones are computed; the sum over the drawn ones is scaled up to all.
+
+    Args:
+        asked: [P, D], W s_t.
+        label: [P] int64, the attribute that holds; 0: none does.
+        attributes: of the step.
+    """
+    logits = asked @ attributes.vectors[attributes.row[attributes.drawn]].T
+    own = (asked * attributes.vectors[attributes.row[label]]).sum(-1).float()
+    others = F.softplus(logits.float()).sum(-1) - F.softplus(own) * attributes.is_drawn[label]
+    return attributes.scale * others + F.softplus(-own) * (label > 0)
+
+
+def contrast(asked: Tensor, own: Tensor, other: Tensor) -> Tensor:
+    """-log sigmoid(sigmoid(asked . own) - sigmoid(asked . other)) of vectors [P, D]: [P]."""
+    scores = [(asked * x).sum(-1).float().sigmoid() for x in (own, other)]
+    return -F.logsigmoid(scores[0] - scores[1])
+
+
+MODEL = S3Rec
