@@ -5,7 +5,7 @@ import json
 import polars as pl
 import pytest
 
-from mmm4rec.data.parse import read_interactions, read_item_flags, read_items, read_metadata, read_ratings
+from mmm4rec.data.parse import read_interactions, read_items, read_metadata, read_ratings
 from mmm4rec.errors import UserError
 
 
@@ -199,11 +199,3 @@ def test_own_items(tmp_path):
 def test_own_items_once_each(tmp_path):
     with pytest.raises(UserError, match="row 3 below the header: `item_id` is an item that stands above already"):
         read_items(write(tmp_path / "i.csv", "item_id,title\n1,a\n2,b\n1,c\n"))
-
-
-def test_item_flags(tmp_path):
-    frame = pl.DataFrame({"item_id": [1, 2, 3], "image": [[0.5], None, [0.1]]})
-    frame.write_parquet(tmp_path / "f.parquet")
-    assert read_item_flags(tmp_path / "f.parquet", "image") == {"1", "3"}
-    with pytest.raises(UserError, match="no column `picture`"):
-        read_item_flags(tmp_path / "f.parquet", "picture")
