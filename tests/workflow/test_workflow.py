@@ -221,13 +221,13 @@ def test_own_domain_end_to_end_and_what_runs_again(shop):
     assert not list((shop / "results/my_shop/state").rglob("*.pt"))
 
     quick = QUICK | {"systems": ["pop", "sasrec", "mmm4rec_noid"]}
-    tables = {"accuracy_table": 2, "convergence_table": 1}
+    all_tables = {"accuracy_table": 2, "convergence_table": 1}
     assert planned(shop, **quick) == {}
     assert planned(shop, **quick | {"device": "auto", "offline": True, "images": {"tries": 1}}) == {}
     epochs = {"finetune": QUICK["finetune"] | {"epochs": 3}}
-    assert planned(shop, **quick | epochs) == {"finetune": 2} | tables  # pop has nothing to train
+    assert planned(shop, **quick | epochs) == {"finetune": 2} | all_tables  # pop has nothing to train
     assert planned(shop, **quick | {"settings": {"sasrec": {"layers": 1}}}) == {"finetune": 1, "accuracy_table": 1}
-    assert planned(shop, **quick | {"seeds": [1, 2]}) == {"finetune": 3} | tables
+    assert planned(shop, **quick | {"seeds": [1, 2]}) == {"finetune": 3} | all_tables
 
     alone = snakemake(shop, "results/my_shop/tables/table2/my_shop.csv", **quick)
     assert alone[0] == 0, alone[1]
