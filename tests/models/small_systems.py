@@ -12,6 +12,14 @@ SMALL = {
     "s3rec": {"hidden_size": 16, "inner_size": 32, "heads": 2, "max_length": 6},
     "unisrec": {"hidden_size": 16, "inner_size": 32, "heads": 2, "max_length": 6, "experts": 3},
     "zesrec": {"hidden_size": 16, "inner_size": 32, "heads": 2, "max_length": 6},
+    "vqrec": {"digits": 8, "values": 4, "hidden_size": 16, "inner_size": 32, "heads": 2, "max_length": 6},
+    "missrec": {
+        "hidden_size": 16,
+        "inner_size": 32,
+        "heads": 2,
+        "max_length": 6,
+        "pretrain_interest_share": 0.3,  # of so few items, so that there is more than one interest
+    },
     "mmm4rec": {"hidden_size": 16, "inner_size": 16, "state_size": 4, "head_size": 8, "max_length": 6},
 }
 N_ITEMS = 12
