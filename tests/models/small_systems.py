@@ -8,6 +8,10 @@ from mmm4rec.models.base import Catalogue, Rows, System, build
 SMALL = {
     "pop": {},
     "sasrec": {"hidden_size": 16, "inner_size": 32, "heads": 2, "max_length": 6},
+    "mamba4rec": {"hidden_size": 16, "inner_size": 32, "state_size": 4, "max_length": 6},
+    "tim4rec": {"hidden_size": 16, "inner_size": 32, "state_size": 4, "head_size": 8, "max_length": 6},
+    "bsarec": {"hidden_size": 16, "inner_size": 32, "heads": 2, "max_length": 6},
+    "m3rec": {"hidden_size": 16, "inner_size": 32, "state_size": 4, "max_length": 6},
     "mmm4rec": {"hidden_size": 16, "inner_size": 16, "state_size": 4, "head_size": 8, "max_length": 6},
 }
 N_ITEMS = 12
