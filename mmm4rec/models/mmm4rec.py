@@ -8,15 +8,16 @@ stream ask the text stream (TiCoSSD, eq. 16-18); the result at the last item sco
 Shapes: B rows, L positions, L_max = max_length, d width, H heads, N items, M items at hand.
 """
 
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from mmm4rec.errors import UserError
 from mmm4rec.models.base import Catalogue, Rows, Settings, System, Tables
+from mmm4rec.models.times import UseTime, is_timed, time_mask
 from mmm4rec.nn.blocks import FeedForward, SSDSizes, TiCoSSD, TiSSD
 from mmm4rec.nn.dropout import Dropout
 from mmm4rec.nn.fourier import FourierFilter
@@ -44,7 +45,7 @@ class MMM4RecSettings(Settings):
     temperature: float = Field(0.8, gt=0)
     with_id: bool = True
     pretrain_with_id: bool = False
-    use_time: Literal["on", "off", "require"] = "on"
+    use_time: UseTime = "on"
     share_tissd: bool = True
     ffn_on: Literal["both", "text"] = "both"
     skip: Literal["x", "dt_x"] = "x"
@@ -54,11 +55,6 @@ class MMM4RecSettings(Settings):
     duplicates: Literal["masked", "kept"] = "masked"
     pad_candidate: bool = False
     ssd_method: Literal["auto", "quadratic", "chunked"] = "auto"
-
-    @field_validator("use_time", mode="before")
-    @classmethod
-    def _yaml_booleans(cls, value: Any) -> Any:
-        return {True: "on", False: "off"}.get(value, value) if isinstance(value, bool) else value  # unquoted on, off
 
     @model_validator(mode="after")
     def _whole_heads(self) -> "MMM4RecSettings":
@@ -144,13 +140,8 @@ class MMM4Rec(System):
             raise UserError(
                 "mmm4rec: the domain has neither text nor image features; run `mmm4rec embed` or bring `features`"
             )
-        if settings.use_time == "require" and not catalogue.all_timed:
-            raise UserError(
-                "mmm4rec: `use_time: require`, but some events of the domain have no timestamp; "
-                "set `use_time: on` or `off`"
-            )
         self.target_time_in_row = settings.target_time_in_row
-        self.timed = settings.use_time != "off" and catalogue.has_time
+        self.timed = is_timed("mmm4rec", settings.use_time, catalogue)
         width, eps, dropout = settings.hidden_size, settings.norm_eps, settings.dropout
 
         self.features = nn.Module()
@@ -246,9 +237,7 @@ class MMM4Rec(System):
         mask, signals = TimeMask(None, None), None
         if self.timed:
             assert rows.times is not None, "the model was built for a domain with timestamps"
-            position = torch.arange(self.max_length, device=rows.lengths.device)
-            real = (position < rows.lengths[:, None])[:, None] if self.settings.mask_padded_gaps else None
-            mask = TimeMask(real, None if rows.has_time is None else rows.has_time[:, None, None])
+            mask = time_mask(rows, self.max_length, mask_padding=self.settings.mask_padded_gaps)
             signals = self.time_gaps(rows.times.repeat(2, 1), mask.repeat(2))
         for layer in cast("list[Layer]", list(self.layers)):
             text, image, signals = layer.align(streams, signals, mask)

@@ -2,10 +2,10 @@
 
 Shapes: B rows, L positions of the item path, d model width, E = H * P inner width of H heads of P, n state size, and
 L_max >= L positions of the time signals. An E-wide vector is H heads of P in order; B and C of the recurrence are
-H groups of n in order. Items lie on the left, padding on the right.
+groups of n in order, one a head or one for all. Items lie on the left, padding on the right.
 """
 
-import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,15 +15,24 @@ from torch import Tensor, nn
 
 from mmm4rec.nn.conv import CausalConv
 from mmm4rec.nn.dropout import Dropout
+from mmm4rec.nn.initialise import step_bias
 from mmm4rec.nn.ssd import Method, ssd, ssd_last
 from mmm4rec.nn.time_signal import NextTime, TimeFactor, TimeMask
 
 
 class FeedForward(nn.Module):
-    """FFN(v) = LN(v + drop(W2 drop(Hardswish(W1 v))))."""
+    """FFN(v) = LN(v + drop(W2 drop(act(W1 v)))), act Hardswish unless said otherwise."""
 
-    def __init__(self, width: int, inner: int, dropout: float, eps: float) -> None:
+    def __init__(
+        self,
+        width: int,
+        inner: int,
+        dropout: float,
+        eps: float,
+        activation: Callable[[Tensor], Tensor] = F.hardswish,
+    ) -> None:
         super().__init__()
+        self.activation = activation
         self.inner = nn.Linear(width, inner)
         self.out = nn.Linear(inner, width)
         self.drop = Dropout(dropout)
@@ -31,7 +40,7 @@ class FeedForward(nn.Module):
 
     def forward(self, v: Tensor) -> Tensor:
         """[..., width] to the same."""
-        return self.norm(v + self.drop(self.out(self.drop(F.hardswish(self.inner(v))))))
+        return self.norm(v + self.drop(self.out(self.drop(self.activation(self.inner(v))))))
 
 
 class GatedRMSNorm(nn.Module):
@@ -53,9 +62,7 @@ class StepSize(nn.Module):
 
     def __init__(self, heads: int) -> None:
         super().__init__()
-        # softplus(dt_bias) starts log-uniform in [1e-3, 1e-1]
-        dt = torch.empty(heads).uniform_(math.log(1e-3), math.log(1e-1)).exp().clamp(min=1e-4)
-        self.dt_bias = nn.Parameter(dt + torch.log(-torch.expm1(-dt)))
+        self.dt_bias = nn.Parameter(step_bias(heads))
 
     def forward(self, delta: Tensor, factor: Tensor | None, mask: TimeMask) -> Tensor:
         """Step sizes dt [B, L, H] of delta [B, L, H] and T' [B, L_max, H]."""
@@ -83,6 +90,9 @@ class SSDSizes:
         skip: what D acts on, ``x`` (Mamba-2) or ``dt_x``, dt * x (the released code).
         method: form of the recurrence, see `mmm4rec.nn.ssd`.
         eps: of the norms.
+        groups: of B and C: as many as heads (None), or 1.
+        shrink: with Tanhshrink in the time factor.
+        gate_per_position: the residual gate of time signals has a number a position.
     """
 
     width: int
@@ -96,6 +106,9 @@ class SSDSizes:
     eps: float
     skip: Literal["x", "dt_x"] = "x"
     method: Method = "auto"
+    groups: int | None = None
+    shrink: bool = True
+    gate_per_position: bool = False
 
     @property
     def inner(self) -> int:
@@ -104,8 +117,8 @@ class SSDSizes:
 
     @property
     def states(self) -> int:
-        """Width of B and of C, H * n."""
-        return self.heads * self.state_size
+        """Width of B and of C."""
+        return (self.groups or self.heads) * self.state_size
 
 
 class SSDHeads(nn.Module):
@@ -126,8 +139,8 @@ class SSDHeads(nn.Module):
         Args:
             x: [B, L, E].
             dt: [B, L, H].
-            B: [B, L, H * n].
-            C: [B, L, H * n]; with ``last`` [B, H * n], at that position.
+            B: [B, L, groups * n].
+            C: [B, L, groups * n]; with ``last`` [B, groups * n], at that position.
             z: [B, L, E]; with ``last`` [B, E], at that position.
             last: [B] int64, the one position wanted; None for all.
 
@@ -136,7 +149,8 @@ class SSDHeads(nn.Module):
         """
         a = -torch.exp(self.A_log)
         skip = self.D * dt if self.sizes.skip == "dt_x" else self.D
-        x, B, C = (v.unflatten(-1, (self.sizes.heads, -1)) for v in (x, B, C))
+        x = x.unflatten(-1, (-1, self.sizes.head_size))
+        B, C = (v.unflatten(-1, (-1, self.sizes.state_size)) for v in (B, C))
         if last is None:
             y = ssd(x, dt, a, B, C, skip, method=self.sizes.method)
         else:
@@ -145,35 +159,50 @@ class SSDHeads(nn.Module):
 
 
 class TiSSD(nn.Module):
-    """Time-aware state space duality (eq. 3-9), without its residual."""
+    """Time-aware state space duality (eq. 3-9), without its residual.
 
-    def __init__(self, sizes: SSDSizes) -> None:
+    Without ``next_signal`` it makes no signal for a layer after it.
+    """
+
+    def __init__(self, sizes: SSDSizes, *, next_signal: bool = True) -> None:
         super().__init__()
         self.parts = (sizes.inner, sizes.inner + 2 * sizes.states, sizes.heads)  # z; x, B, C; delta
         self.convolved = (sizes.inner, sizes.states, sizes.states)
         self.project = nn.Linear(sizes.width, sum(self.parts))
         self.conv = CausalConv(self.parts[1], sizes.conv_width)
         self.heads = SSDHeads(sizes)
+        self.next_time = None
         if sizes.timed:
-            self.factor = TimeFactor(sizes.max_length, sizes.heads, sizes.conv_width, sizes.dropout)
-            self.next_time = NextTime(sizes.max_length, sizes.dropout, sizes.eps)
+            length, dropout = sizes.max_length, sizes.dropout
+            self.factor = TimeFactor(length, sizes.heads, sizes.conv_width, dropout, shrink=sizes.shrink)
+            if next_signal:
+                self.next_time = NextTime(length, dropout, sizes.eps, per_position=sizes.gate_per_position)
 
-    def forward(self, u: Tensor, signal: Tensor | None, mask: TimeMask) -> tuple[Tensor, Tensor | None]:
+    def forward(
+        self, u: Tensor, signal: Tensor | None, mask: TimeMask, last: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         """Mix the positions of u.
 
         Args:
             u: [B, L, d].
             signal: T [B, H, L_max]; None without time.
             mask: which positions and rows have time.
+            last: [B] int64, the one position wanted; None for all.
 
         Returns:
-            [B, L, d] and T_next [B, H, L_max] (None without time).
+            [B, L, d], with ``last`` [B, d]; and T_next [B, H, L_max] (None without time or ``next_signal``).
         """
         z, mixed, delta = self.project(u).split(self.parts, -1)
         x, B, C = self.conv(mixed).split(self.convolved, -1)
         factor = None if signal is None else self.factor(signal)
-        out = self.heads(x, self.heads.step(delta, factor, mask), B, C, z)
-        return out, None if signal is None else self.next_time(signal, factor, mask)
+        dt = self.heads.step(delta, factor, mask)
+        if last is not None:
+            row = torch.arange(len(last), device=last.device)
+            C, z = C[row, last], z[row, last]
+        out = self.heads(x, dt, B, C, z, last)
+        if signal is None or self.next_time is None:
+            return out, None
+        return out, self.next_time(signal, factor, mask)
 
 
 class TiCoSSD(nn.Module):

@@ -1,6 +1,9 @@
 """How weights start."""
 
-from torch import nn
+import math
+
+import torch
+from torch import Tensor, nn
 
 
 def normal_(module: nn.Module, std: float = 0.02) -> None:
@@ -14,3 +17,9 @@ def normal_(module: nn.Module, std: float = 0.02) -> None:
         nn.init.zeros_(module.bias)
     if isinstance(module, nn.Embedding) and module.padding_idx is not None:
         nn.init.zeros_(module.weight.data[module.padding_idx])
+
+
+def step_bias(size: int) -> Tensor:
+    """[size] biases b as Mamba starts them: step sizes softplus(b) are log-uniform in [1e-3, 1e-1]."""
+    dt = torch.empty(size).uniform_(math.log(1e-3), math.log(1e-1)).exp().clamp(min=1e-4)
+    return dt + torch.log(-torch.expm1(-dt))

@@ -69,7 +69,7 @@ def ssd_chunked(
     log_decay = dts * a
     fed = torch.einsum(
         "zjhp,zjhn->zhpn",
-        xs * (dts * _sums_after(log_decay).exp())[..., None].to(x.dtype),
+        xs * (dts * sums_after(log_decay).exp())[..., None].to(x.dtype),
         Bs.expand(*xs.shape[:3], -1),
     )
     kept = log_decay.sum(1).exp()[..., None, None]
@@ -94,7 +94,7 @@ def ssd_last(
     position = torch.arange(x.shape[1], device=x.device)[:, None]
     last = last[:, None, None]
     real = position <= last
-    log_decay = _sums_after((dt * a).masked_fill(~real, 0))
+    log_decay = sums_after((dt * a).masked_fill(~real, 0))
     weights = (B * C[:, None]).sum(-1) * (log_decay.exp() * dt).masked_fill(~real, 0)
     if skip is not None:
         weights = weights + skip * (position == last)
@@ -114,6 +114,6 @@ def _decay_matrix(log_decay: Tensor) -> Tensor:
     return sums.masked_fill(~lower, -torch.inf).exp()
 
 
-def _sums_after(v: Tensor) -> Tensor:
+def sums_after(v: Tensor) -> Tensor:
     """Sum over the later positions, [b, l, h]: 0 at the last."""
     return F.pad(v[:, 1:].flip(1).cumsum(1).flip(1), (0, 0, 0, 1))

@@ -69,10 +69,14 @@ class TimeGaps(nn.Module):
 
 
 class TimeFactor(nn.Module):
-    """T' = SiLU(conv_2(SiLU(conv_1(T * s)))), s = Tanhshrink(W_b SiLU(W_a drop(T) + b_a) + b_b) (eq. 7-8)."""
+    """T' = SiLU(conv_2(SiLU(conv_1(T * s)))), s = Tanhshrink(W_b SiLU(W_a drop(T) + b_a) + b_b) (eq. 7-8).
 
-    def __init__(self, length: int, heads: int, width: int, dropout: float) -> None:
+    Without ``shrink`` there is no Tanhshrink, as in TiM4Rec.
+    """
+
+    def __init__(self, length: int, heads: int, width: int, dropout: float, *, shrink: bool = True) -> None:
         super().__init__()
+        self.shrink = shrink
         self.drop = Dropout(dropout)
         self.scale_in = nn.Linear(length, length)
         self.scale_out = nn.Linear(length, length)
@@ -81,17 +85,22 @@ class TimeFactor(nn.Module):
 
     def forward(self, signal: Tensor) -> Tensor:
         """T' [B, L, H] of T [B, H, L]. Its padded positions hold numbers that no real position depends on."""
-        scale = F.tanhshrink(self.scale_out(F.silu(self.scale_in(self.drop(signal)))))
+        scale = self.scale_out(F.silu(self.scale_in(self.drop(signal))))
+        if self.shrink:
+            scale = F.tanhshrink(scale)
         return self.conv_2(self.conv_1((signal * scale).transpose(1, 2)))
 
 
 class NextTime(nn.Module):
-    """T_next = LN_L(q * T + (1 - q) * T'), q = sigmoid(w drop(T) + b), one scalar a head (eq. 9)."""
+    """T_next = LN_L(q * T + (1 - q) * T'), q = sigmoid(w drop(T) + b), one scalar a head (eq. 9).
 
-    def __init__(self, length: int, dropout: float, eps: float) -> None:
+    With ``per_position`` q is a number a position, as in TiM4Rec: W [L, L] takes the place of w.
+    """
+
+    def __init__(self, length: int, dropout: float, eps: float, *, per_position: bool = False) -> None:
         super().__init__()
         self.drop = Dropout(dropout)
-        self.gate = nn.Linear(length, 1)
+        self.gate = nn.Linear(length, length if per_position else 1)
         self.norm = TimeNorm(length, eps)
 
     def forward(self, signal: Tensor, factor: Tensor, mask: TimeMask) -> Tensor:

@@ -20,6 +20,10 @@ SMALL = {
         "max_length": 6,
         "pretrain_interest_share": 0.3,  # of so few items, so that there is more than one interest
     },
+    "mamba4rec": {"hidden_size": 16, "inner_size": 32, "state_size": 4, "max_length": 6},
+    "tim4rec": {"hidden_size": 16, "inner_size": 32, "state_size": 4, "head_size": 8, "max_length": 6},
+    "bsarec": {"hidden_size": 16, "inner_size": 32, "heads": 2, "max_length": 6},
+    "m3rec": {"hidden_size": 16, "inner_size": 32, "state_size": 4, "max_length": 6},
     "mmm4rec": {"hidden_size": 16, "inner_size": 16, "state_size": 4, "head_size": 8, "max_length": 6},
 }
 N_ITEMS = 12
