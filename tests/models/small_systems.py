@@ -13,6 +13,7 @@ SMALL = {
     "unisrec": {"hidden_size": 16, "inner_size": 32, "heads": 2, "max_length": 6, "experts": 3},
     "zesrec": {"hidden_size": 16, "inner_size": 32, "heads": 2, "max_length": 6},
     "vqrec": {"digits": 8, "values": 4, "hidden_size": 16, "inner_size": 32, "heads": 2, "max_length": 6},
+    "mmsrec": {"hidden_size": 16, "inner_size": 32, "heads": 2, "max_length": 6},
     "missrec": {
         "hidden_size": 16,
         "inner_size": 32,
