@@ -161,6 +161,10 @@ class System(nn.Module):
     def start_epoch(self, epoch: int) -> None:
         """Called before each epoch (clusters to be redrawn, stages to be switched)."""
 
+    def settling_epochs(self) -> int:
+        """First epochs of fine-tuning in which most is still held back, so that they tell nothing of when to stop."""
+        return 0
+
 
 #: what starting another chunk costs, counted in positions that could be computed meanwhile
 CHUNK_COST = {"cpu": 128, "cuda": 16384}

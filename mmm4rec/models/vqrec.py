@@ -150,9 +150,13 @@ class VQRec(System):
 
     # -- training
 
+    def settling_epochs(self) -> int:
+        """Those that learn the permutation."""
+        return self.settings.permutation_epochs if self.transferred and not self.pretraining else 0
+
     def start_epoch(self, epoch: int) -> None:
         """Learn the permutation in the first epochs after a transfer; then put the vectors in its order, and them."""
-        permute = not self.pretraining and bool(self.transferred) and epoch <= self.settings.permutation_epochs
+        permute = epoch <= self.settling_epochs()
         if self.reads_permuted and not permute:
             with torch.no_grad():
                 values = self.code.weight.unflatten(0, (self.settings.digits, -1))[:, 1:]

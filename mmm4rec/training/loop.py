@@ -41,11 +41,11 @@ class History:
     below_best: int = 0
     finished: bool = False
 
-    def record(self, row: dict[str, float], score: float | None, patience: int | None) -> bool:
+    def record(self, row: dict[str, float], score: float | None, patience: int | None, *, settled: bool = True) -> bool:
         """Add an epoch; return whether it is the best so far.
 
         A tie is a best epoch too, so the latest of equals counts, and it resets the patience. Without a score the last
-        epoch is the best.
+        epoch is the best. An epoch that is not ``settled`` costs no patience.
         """
         self.epochs.append(row)
         best = score is None or score >= self.best_score
@@ -53,7 +53,7 @@ class History:
             self.best_epoch, self.below_best = len(self.epochs), 0
             self.best_score = self.best_score if score is None else score
         else:
-            self.below_best += 1
+            self.below_best += settled
             self.finished = patience is not None and self.below_best >= patience
         return best
 
@@ -174,7 +174,7 @@ def train(
                 score = metrics[stage.stop_metric]
                 row |= {f"valid_{k}": v for k, v in metrics.items()}
                 row["valid_seconds"] = time.perf_counter() - started
-            if history.record(row, score, stage.patience):
+            if history.record(row, score, stage.patience, settled=epoch > system.settling_epochs()):
                 best_weights = _weights(system)
             progress.update(task, loss=mean_loss)
             log.info("epoch %d: %s", epoch, ", ".join(f"{k} {v:.5g}" for k, v in row.items() if k != "epoch"))

@@ -177,6 +177,7 @@ def gradients(system):
 
 def test_first_the_permutation_learns_then_the_vectors():
     system = transferred(permutation_epochs=2)
+    assert system.settling_epochs() == 2
     for epoch, learning in [(1, {"permutation"}), (2, {"permutation"}), (3, {"code", "norm"}), (4, {"code", "norm"})]:
         system.start_epoch(epoch)
         assert gradients(system) == learning
@@ -203,6 +204,7 @@ def test_from_scratch_everything_learns_and_nothing_is_permuted():
         assert torch.equal(scores(system), before)
         assert gradients(system) == {"code", "norm", "position", "encoder"}
     assert not system.permutation.requires_grad
+    assert system.settling_epochs() == 0
 
 
 def test_the_published_permutation_has_no_gradient():

@@ -133,6 +133,16 @@ def test_early_stopping_counts_epochs_below_the_best_and_ties_reset(events):
     assert history.best_epoch == 4
 
 
+def test_epochs_that_only_prepare_cost_no_patience(events, monkeypatch):
+    """VQRec's permutation is learned first; without this its vectors would never get a turn."""
+    system = fresh(events)
+    monkeypatch.setattr(system, "settling_epochs", lambda: 3)
+    scores = iter([0.3, 0.2, 0.1, 0.1, 0.1, 0.9])
+    history = run(system, events, stage(epochs=6, patience=2), validate=lambda: {"ndcg@10": next(scores)})
+    assert len(history.epochs) == 5
+    assert history.best_epoch == 1
+
+
 def test_the_best_epochs_weights_are_kept(events):
     seen = []
     system = fresh(events)
