@@ -11,29 +11,23 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from mmm4rec.models.base import Catalogue, Rows, Settings, System, Tables
+from mmm4rec.models.base import Catalogue, Rows, System, Tables
 from mmm4rec.models.items import IdVectors
+from mmm4rec.models.transformer import TransformerSettings
 from mmm4rec.nn.dropout import Dropout
 from mmm4rec.nn.initialise import normal_
 from mmm4rec.nn.transformer import EPS, Attention, FeedForward
 
 
-class BSARecSettings(Settings):
+class BSARecSettings(TransformerSettings):
     """Sizes, dropout, the filter's cutoff and its weight."""
 
-    hidden_size: int = Field(ge=1)
-    inner_size: int = Field(ge=1)
-    layers: int = Field(ge=1)
-    heads: int = Field(ge=1)
-    dropout: float = Field(ge=0, lt=1)
     cutoff: int = Field(ge=1)
     alpha: float = Field(ge=0, le=1)
     max_length: int = Field(50, ge=1)
 
     @model_validator(mode="after")
-    def _sizes_fit(self) -> "BSARecSettings":
-        if self.hidden_size % self.heads:
-            raise ValueError(f"hidden_size {self.hidden_size} is not a multiple of heads {self.heads}")
+    def _cutoff_fits(self) -> "BSARecSettings":
         if self.cutoff // 2 > self.max_length // 2:
             raise ValueError(f"cutoff {self.cutoff} is above the highest frequency of {self.max_length} positions")
         return self
@@ -107,7 +101,7 @@ class BSARec(System):
     def encode(self, tables: Tables, rows: Rows) -> Tensor:
         """Hidden state of the last event [B, D], always at position L - 1."""
         items, real = padded_left(rows, self.max_length)
-        x = self.drop(self.norm(F.embedding(items, tables[0]) + self.position.weight))
+        x = self.drop(self.norm(F.embedding(items, tables[0], padding_idx=0) + self.position.weight))
         # Padding hides from every event; a padded position sees itself alone, for a softmax over nothing is no number.
         allowed = (real[:, None] & torch.ones_like(real[0]).expand(self.max_length, -1).tril()) | torch.eye(
             self.max_length, dtype=torch.bool, device=real.device

@@ -16,7 +16,7 @@ from mmm4rec.models.base import Catalogue, Rows, Settings, System, Tables
 from mmm4rec.models.items import IdVectors, at_hand
 from mmm4rec.nn.blocks import FeedForward
 from mmm4rec.nn.dropout import Dropout
-from mmm4rec.nn.initialise import normal_
+from mmm4rec.nn.initialise import normal_, small_biases_
 from mmm4rec.nn.mamba import Mamba, MambaLayer
 from mmm4rec.nn.transformer import EPS
 
@@ -38,7 +38,10 @@ class M3RecSettings(Settings):
 
 
 class Layer(nn.Module):
-    """LN(drop(Mamba(X)) + X), the same for all streams, then each stream's own feed-forward network, its expert."""
+    """LN(drop(Mamba(X)) + X), the same for all streams, then each stream's own feed-forward network, its expert.
+
+    An only layer has no residual around its Mamba.
+    """
 
     def __init__(self, settings: M3RecSettings, streams: tuple[str, ...]) -> None:
         super().__init__()
@@ -46,7 +49,7 @@ class Layer(nn.Module):
         reset = "dt_bias_reset" in s.defects
         self.detach = "no_grad_mamba" in s.defects
         mamba = Mamba(s.hidden_size, s.state_size, s.conv_width, s.expand, reset_steps=reset)
-        self.mixer = MambaLayer(mamba, s.hidden_size, s.dropout, EPS)
+        self.mixer = MambaLayer(mamba, s.hidden_size, s.dropout, EPS, residual=s.layers > 1)
         self.experts = nn.ModuleDict(
             {m: FeedForward(s.hidden_size, s.inner_size, s.dropout, EPS, F.gelu) for m in streams}
         )
@@ -97,12 +100,9 @@ class M3Rec(System):
         self.drop = Dropout(s.dropout)
         self.layers = nn.ModuleList(Layer(s, self.streams) for _ in range(s.layers))
         self.apply(normal_)
-        # A missing feature is a zero vector. With biases of zero it would stay one (past the projector and, if it is
-        # masked, past the Mamba), and a LayerNorm of a zero vector multiplies gradients by 1 / sqrt(EPS) = 1e6.
         for m in self.modalities:
             first, _, second = cast(nn.Sequential, self.projectors[m])
-            for module in (first, second, self.norms[m]):
-                nn.init.normal_(cast(Tensor, module.bias), std=0.02)
+            small_biases_(first, second, self.norms[m])
 
     def item_tables(self, ids: Tensor | None = None) -> Tables:
         """The projections W2 LeakyReLU(W1 f + b1) + b2 of each modality's features and the id vectors [M + 1, D]."""

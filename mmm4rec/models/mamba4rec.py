@@ -10,10 +10,10 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from mmm4rec.models.base import Catalogue, Rows, Settings, System, Tables
-from mmm4rec.models.items import ItemVectors, item_vectors
+from mmm4rec.models.items import ItemVectors, TextVectors, item_vectors
 from mmm4rec.nn.blocks import FeedForward
 from mmm4rec.nn.dropout import Dropout
-from mmm4rec.nn.initialise import normal_
+from mmm4rec.nn.initialise import normal_, small_biases_
 from mmm4rec.nn.mamba import Mamba, MambaLayer
 from mmm4rec.nn.transformer import EPS
 
@@ -63,6 +63,8 @@ class Mamba4Rec(System):
         self.norm = nn.LayerNorm(s.hidden_size, EPS)
         self.layers = nn.ModuleList(Layer(s) for _ in range(s.layers))
         self.apply(normal_)
+        if isinstance(self.item, TextVectors):
+            small_biases_(self.item, self.norm)
 
     def item_tables(self, ids: Tensor | None = None) -> Tables:
         """The item vectors [M + 1, D]."""

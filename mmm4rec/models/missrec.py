@@ -10,35 +10,31 @@ Shapes: B rows, L positions, N items, M items at hand, m modalities of the domai
 import math
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor, nn
 
 from mmm4rec.errors import UserError
-from mmm4rec.models.base import Catalogue, Rows, Settings, System, Tables
+from mmm4rec.models.base import Catalogue, Rows, System, Tables
 from mmm4rec.models.items import IdVectors, at_hand
+from mmm4rec.models.transformer import TransformerSettings
 from mmm4rec.nn.augment import drop_items
 from mmm4rec.nn.dropout import Dropout
 from mmm4rec.nn.encoder_decoder import EncoderDecoder
-from mmm4rec.nn.initialise import normal_
+from mmm4rec.nn.initialise import normal_, small_biases_
 from mmm4rec.nn.kmeans import kmeans
-from mmm4rec.nn.losses import in_batch_cross_entropy
+from mmm4rec.nn.losses import Duplicates, in_batch_cross_entropy, without_duplicates
 from mmm4rec.nn.transformer import EPS
+from mmm4rec.nn.unit import unit
 
 
-class MISSRecSettings(Settings):
+class MISSRecSettings(TransformerSettings):
     """Sizes, interests and losses; ``config/systems/missrec.yaml`` says where each value comes from."""
 
     max_length: int = Field(50, ge=1)
     with_id: bool = True
-    hidden_size: int = Field(ge=1)
-    inner_size: int = Field(ge=1)
-    layers: int = Field(ge=1)
-    heads: int = Field(ge=1)
-    dropout: float = Field(ge=0, lt=1)
     interest_share: float = Field(gt=0, le=1)
     pretrain_interest_share: float = Field(gt=0, le=1)
     cluster_passes: int = Field(ge=1)
@@ -46,13 +42,7 @@ class MISSRecSettings(Settings):
     orthogonality: float = Field(ge=0)
     view_weight: float = Field(ge=0)
     view_drop_share: float = Field(ge=0, lt=1)
-    duplicates: Literal["masked", "kept"] = "masked"
-
-    @model_validator(mode="after")
-    def _heads_divide(self) -> "MISSRecSettings":
-        if self.hidden_size % self.heads:
-            raise ValueError(f"hidden_size {self.hidden_size} is not a multiple of heads {self.heads}")
-        return self
+    duplicates: Duplicates = "masked"
 
 
 class MISSRec(System):
@@ -90,6 +80,7 @@ class MISSRec(System):
         self.dropout = Dropout(s.dropout)
         self.network = EncoderDecoder(s.hidden_size, s.inner_size, s.layers, s.heads, s.dropout)
         self.apply(normal_)
+        small_biases_(*self.adaptors.values())
 
         there = torch.ones(len(self.adaptors), catalogue.n_items, dtype=torch.bool)
         if self.has_image is not None:
@@ -120,13 +111,13 @@ class MISSRec(System):
         if by_id is not None:
             vectors = vectors + by_id
         if len(parts) == 1:
-            return vectors, clusters, F.normalize(vectors, dim=-1)
-        text, image = (F.normalize(part, dim=-1) for part in parts)
+            return vectors, clusters, unit(vectors)
+        text, image = map(unit, parts)
         if self.has_image is not None:
             image = torch.where(at_hand(self.has_image, ids)[:, None], image, text)  # then text has all the weight
         # With p = softmax(fusion * (u text, u image)), p_text u text + p_image u image is
         # u image + (u text - u image) p_text, and p_text = sigmoid(fusion * (u text - u image)).
-        base = image if by_id is None else (F.normalize(by_id, dim=-1) + 2 * image) / 3
+        base = image if by_id is None else (unit(by_id) + 2 * image) / 3
         return vectors, clusters, base, text - image
 
     def modalities(self, ids: Tensor | None = None) -> list[Tensor]:
@@ -180,7 +171,7 @@ class MISSRec(System):
         alike = (memory * known[..., None]).sum(1).square().mean(-1, keepdim=True)
         x = F.embedding(rows.items, tables[0]) + self.position.weight[: rows.items.shape[1]]
         last = self.network.decode_last(self.dropout(self.norm(x)), rows.lengths, memory, known)
-        return torch.cat([F.normalize(last, dim=-1), alike], -1)
+        return torch.cat([unit(last), alike], -1)
 
     # -- training
 
@@ -209,9 +200,7 @@ class MISSRec(System):
         s = self.settings
         users, alike = self.users_and_penalties(tables, rows)
         logits = self.fused(users, *(table[rows.targets] for table in tables[2:]))
-        if s.duplicates == "masked":
-            same = rows.targets[:, None] == rows.targets
-            logits = logits.masked_fill(same.fill_diagonal_(False), -torch.inf)
+        logits = without_duplicates(logits, rows.targets, s.duplicates)
         loss = F.cross_entropy(logits.float(), torch.arange(len(logits), device=logits.device))
         items, lengths = drop_items(rows.items, rows.lengths, s.view_drop_share)
         views, views_alike = self.users_and_penalties(tables, replace(rows, items=items, lengths=lengths))

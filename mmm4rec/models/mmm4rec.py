@@ -21,9 +21,9 @@ from mmm4rec.models.times import UseTime, is_timed, time_mask
 from mmm4rec.nn.blocks import FeedForward, SSDSizes, TiCoSSD, TiSSD
 from mmm4rec.nn.dropout import Dropout
 from mmm4rec.nn.fourier import FourierFilter
-from mmm4rec.nn.initialise import normal_
-from mmm4rec.nn.losses import full_cross_entropy, in_batch_cross_entropy
-from mmm4rec.nn.time_signal import TimeFactor, TimeGaps, TimeMask
+from mmm4rec.nn.initialise import normal_, small_biases_
+from mmm4rec.nn.losses import Duplicates, full_cross_entropy, in_batch_cross_entropy
+from mmm4rec.nn.time_signal import TimeGaps, TimeMask, start_scales_
 from mmm4rec.nn.unit import FLOOR, unit
 
 MODALITIES = ("text", "image")
@@ -52,7 +52,7 @@ class MMM4RecSettings(Settings):
     mask_padded_gaps: bool = True
     time_scale_bias: float = 2.0
     target_time_in_row: bool = False
-    duplicates: Literal["masked", "kept"] = "masked"
+    duplicates: Duplicates = "masked"
     pad_candidate: bool = False
     ssd_method: Literal["auto", "quadratic", "chunked"] = "auto"
 
@@ -181,16 +181,9 @@ class MMM4Rec(System):
             self.time_gaps = TimeGaps(settings.max_length, sizes.heads, dropout, eps)
         self.layers = nn.ModuleList(Layer(settings, sizes) for _ in range(settings.layers))
         self.apply(normal_)
-        # A modality that an item lacks is the adapter's bias alone (`zero`) or nothing at all (`mask`). Were the biases
-        # zero at the start, as the others are, such rows would be zero vectors, and a LayerNorm of a zero vector
-        # multiplies the gradient by 1 / sqrt(eps) = 1e6, one after the other: NAdam's scales would not recover.
-        for module in (*self.adapters.values(), *self.norms.values()):
-            nn.init.normal_(cast(Tensor, module.bias), std=0.02)
-        # From a bias of zero Tanhshrink makes a scale s of 1e-10: no gap would reach a step size, and the gradients of
-        # the whole time path, 1e-11 to 1e-20, would drown in the optimiser's epsilon. Tanhshrink(2) = 1.04.
-        for module in self.modules():
-            if isinstance(module, TimeFactor):
-                nn.init.constant_(module.scale_out.bias, settings.time_scale_bias)
+        # a modality that an item lacks is the adapter's bias alone (`zero`) or nothing at all (`mask`)
+        small_biases_(*self.adapters.values(), *self.norms.values())
+        start_scales_(self, settings.time_scale_bias)  # Tanhshrink(2) = 1.04
 
     # -- items
 

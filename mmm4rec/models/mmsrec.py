@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mmm4rec.errors import UserError
-from mmm4rec.models.base import Catalogue, Rows, Settings, System, Tables, by_length
+from mmm4rec.models.base import Catalogue, Rows, System, Tables, by_length
 from mmm4rec.models.items import at_hand
+from mmm4rec.models.transformer import TransformerSettings
 from mmm4rec.nn.bidirectional import Encoder
 from mmm4rec.nn.dropout import Dropout
 from mmm4rec.nn.losses import full_cross_entropy
@@ -34,15 +35,10 @@ ITEMS_AT_ONCE = {"cpu": 1024, "cuda": 8192}
 KEPT_ITEMS = 32768
 
 
-class MMSRecSettings(Settings):
+class MMSRecSettings(TransformerSettings):
     """Sizes, dropout and what is masked; ``config/systems/mmsrec.yaml`` says where each value comes from."""
 
     max_length: int = Field(19, ge=1)
-    hidden_size: int = Field(ge=1)
-    inner_size: int = Field(ge=1)
-    layers: int = Field(ge=1)
-    heads: int = Field(ge=1)
-    dropout: float = Field(ge=0, lt=1)
     embedding_dropout: float = Field(ge=0, lt=1)
     temperature: float = Field(gt=0)
     masked: float = Field(ge=0, le=1)
@@ -51,9 +47,7 @@ class MMSRecSettings(Settings):
     alignment: float = Field(ge=0)
 
     @model_validator(mode="after")
-    def _fit(self) -> "MMSRecSettings":
-        if self.hidden_size % self.heads:
-            raise ValueError(f"hidden_size {self.hidden_size} is not a multiple of heads {self.heads}")
+    def _shares_fit(self) -> "MMSRecSettings":
         if self.masked_random + self.masked_same > 1:
             raise ValueError("masked_random and masked_same are shares of the masked items: their sum is above 1")
         return self

@@ -11,12 +11,12 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from mmm4rec.models.base import Catalogue, Rows, Settings, System, Tables
-from mmm4rec.models.items import ItemVectors, item_vectors
+from mmm4rec.models.items import ItemVectors, TextVectors, item_vectors
 from mmm4rec.models.times import UseTime, is_timed, time_mask
 from mmm4rec.nn.blocks import FeedForward, SSDSizes, TiSSD
 from mmm4rec.nn.dropout import Dropout
-from mmm4rec.nn.initialise import normal_
-from mmm4rec.nn.time_signal import TimeFactor, TimeGaps, TimeMask
+from mmm4rec.nn.initialise import normal_, small_biases_
+from mmm4rec.nn.time_signal import TimeGaps, TimeMask, start_scales_
 from mmm4rec.nn.transformer import last_position
 
 
@@ -105,11 +105,9 @@ class TiM4Rec(System):
             self.time_gaps = TimeGaps(s.max_length, sizes.heads, s.dropout, s.norm_eps)
         self.layers = nn.ModuleList(Layer(s, sizes, final=k == s.layers - 1) for k in range(s.layers))
         self.apply(normal_)
-        # From a bias of zero the scale s of a time signal is some 1e-3: its gaps hardly reach a step size, and most
-        # gradients of the time path stay below Adam's epsilon of 1e-8.
-        for module in self.modules():
-            if isinstance(module, TimeFactor):
-                nn.init.constant_(module.scale_out.bias, s.time_scale_bias)
+        if isinstance(self.item, TextVectors):
+            small_biases_(self.item, self.norm)
+        start_scales_(self, s.time_scale_bias)
 
     def item_tables(self, ids: Tensor | None = None) -> Tables:
         """The item vectors [M + 1, D]."""

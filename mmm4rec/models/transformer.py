@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from mmm4rec.models.base import Catalogue, Rows, Settings, System, Tables
+from mmm4rec.nn.dropout import Dropout
 from mmm4rec.nn.initialise import normal_
 from mmm4rec.nn.transformer import EPS, TransformerEncoder
 
@@ -49,7 +50,7 @@ class TransformerSystem(System):
         self.item = item
         self.position = nn.Embedding(s.max_length, s.hidden_size)
         self.norm = nn.LayerNorm(s.hidden_size, eps=EPS)
-        self.dropout = nn.Dropout(s.dropout)
+        self.dropout = Dropout(s.dropout)
         self.encoder = TransformerEncoder(s.hidden_size, s.inner_size, s.layers, s.heads, s.dropout)
         self.apply(normal_)
 

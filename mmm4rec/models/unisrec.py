@@ -8,7 +8,6 @@ Shapes: B rows, M items at hand, D width.
 """
 
 import logging
-from typing import Literal
 
 from pydantic import Field
 from torch import Tensor, nn
@@ -18,7 +17,7 @@ from mmm4rec.models.items import IdVectors, at_hand, text_features
 from mmm4rec.models.transformer import TransformerSettings, TransformerSystem
 from mmm4rec.nn.augment import drop_items
 from mmm4rec.nn.initialise import normal_
-from mmm4rec.nn.losses import in_batch_cross_entropy
+from mmm4rec.nn.losses import Duplicates, in_batch_cross_entropy
 from mmm4rec.nn.moe import MoEAdaptor
 from mmm4rec.nn.unit import unit
 
@@ -34,7 +33,7 @@ class UniSRecSettings(TransformerSettings):
     temperature: float = Field(gt=0)
     sequence_weight: float = Field(ge=0)
     drop_ratio: float = Field(ge=0, lt=1)
-    duplicates: Literal["masked", "zero_logit"] = "masked"
+    duplicates: Duplicates = "masked"
 
 
 class MoEVectors(nn.Module):

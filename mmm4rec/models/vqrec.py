@@ -12,43 +12,34 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor, nn
 
-from mmm4rec.models.base import Catalogue, Rows, Settings, System, Tables
+from mmm4rec.models.base import Catalogue, Rows, System, Tables
 from mmm4rec.models.items import at_hand, text_features
+from mmm4rec.models.transformer import TransformerSettings
 from mmm4rec.nn.dropout import Dropout
 from mmm4rec.nn.initialise import normal_
+from mmm4rec.nn.losses import Duplicates, without_duplicates
 from mmm4rec.nn.quantise import ProductQuantiser
 from mmm4rec.nn.transformer import EPS, TransformerEncoder
 
 ITEMS_A_VALUE = 4  # a small catalogue gets so few values that this many items share one, on average
 
 
-class VQRecSettings(Settings):
+class VQRecSettings(TransformerSettings):
     """Sizes, losses and the stages of fine-tuning; ``config/systems/vqrec.yaml`` says where each value comes from."""
 
     max_length: int = Field(50, ge=1)
     digits: int = Field(ge=1)
     values: int = Field(ge=1)
-    hidden_size: int = Field(ge=1)
-    inner_size: int = Field(ge=1)
-    layers: int = Field(ge=1)
-    heads: int = Field(ge=1)
-    dropout: float = Field(ge=0, lt=1)
     temperature: float = Field(gt=0)
-    duplicates: Literal["masked", "kept"] = "masked"
+    duplicates: Duplicates = "masked"
     fake_share: float = Field(ge=0, le=1)
     permutation_epochs: int = Field(ge=0)
     sinkhorn_turns: int = Field(ge=1)
     sinkhorn_temperature: float = Field(gt=0)
-    defects: list[Literal["zero_gradient_permutation"]] = Field([])
-
-    @model_validator(mode="after")
-    def _heads_divide(self) -> "VQRecSettings":
-        if self.hidden_size % self.heads:
-            raise ValueError(f"hidden_size {self.hidden_size} is not a multiple of heads {self.heads}")
-        return self
+    defects: list[Literal["zero_gradient_permutation", "lost_codes"]] = Field([])
 
 
 class VQRec(System):
@@ -118,20 +109,23 @@ class VQRec(System):
         return torch.cat([first, values], 1).flatten(0, 1)
 
     def drawn_permutation(self) -> Tensor:
-        """P [digits, K, K], 0 or 1 with one 1 a row: which value's vector each value takes over.
+        """P [digits, K, K], 0 or 1 with one 1 a row and a column: which value's vector each value takes over.
 
-        The largest of each row of Sinkhorn((T + Gumbel noise) / temperature), whose gradient stands for that of P.
+        Nearest to Sinkhorn((T + Gumbel noise) / temperature), whose gradient stands for that of P.
         """
         noise = -torch.empty_like(self.permutation).exponential_().log()
         soft = self._sinkhorn(self.permutation + noise)
-        hard = torch.zeros_like(soft).scatter_(-1, soft.argmax(-1, keepdim=True), 1)
+        hard = torch.zeros_like(soft).scatter_(-1, self._hard(soft.detach())[..., None], 1)
         if "zero_gradient_permutation" in self.settings.defects:
             return torch.ceil(hard * soft)
         return hard + soft - soft.detach()
 
     def best_permutation(self) -> Tensor:
-        """The 1s of P without noise, [digits, K] int64."""
-        return self._sinkhorn(self.permutation).argmax(-1)
+        """Where the 1s of P stand without noise, [digits, K] int64."""
+        return self._hard(self._sinkhorn(self.permutation.detach()))
+
+    def _hard(self, soft: Tensor) -> Tensor:
+        return soft.argmax(-1) if "lost_codes" in self.settings.defects else one_to_one(soft)
 
     def _sinkhorn(self, logits: Tensor) -> Tensor:
         return sinkhorn(logits / self.settings.sinkhorn_temperature, self.settings.sinkhorn_turns)
@@ -171,9 +165,7 @@ class VQRec(System):
         """
         users = self.users(tables, rows)
         logits = users @ tables[1][rows.targets].T
-        if self.settings.duplicates == "masked":
-            same = rows.targets[:, None] == rows.targets
-            logits = logits.masked_fill(same.fill_diagonal_(False), -torch.inf)
+        logits = without_duplicates(logits, rows.targets, self.settings.duplicates)
         fakes = F.embedding_bag(self.fake_codes(tables[2][rows.targets]), self.code.weight, mode="mean")
         fake = (users * F.normalize(fakes, dim=-1)).sum(-1, keepdim=True) / self.settings.temperature
         logits = torch.cat([logits, fake.to(logits.dtype)], 1)
@@ -191,6 +183,23 @@ class VQRec(System):
     def carried_over(self, name: str) -> bool:
         """Everything but the codes, which are of one domain's items."""
         return name != "codes"
+
+
+def one_to_one(scores: Tensor) -> Tensor:
+    """The column each row gets if the best pair is taken again and again, [..., K] int64 of [..., K, K].
+
+    A pair that is the best of its row and of its column among those left is taken before either could be taken
+    otherwise, so all such pairs are taken at once.
+    """
+    left, column = scores.clone(), scores.new_full(scores.shape[:-1], -1, dtype=torch.int64)
+    row = torch.arange(scores.shape[-1], device=scores.device)
+    while (column < 0).any():
+        best = left.argmax(-1)
+        mutual = (left.argmax(-2).gather(-1, best) == row) & (column < 0)
+        column = torch.where(mutual, best, column)
+        taken = torch.zeros_like(best).scatter_add(-1, best, mutual.long()).bool()
+        left.masked_fill_(mutual[..., None] | taken[..., None, :], -torch.inf)
+    return column
 
 
 def item_codes(catalogue: Catalogue, digits: int, values: int) -> tuple[Tensor, int]:

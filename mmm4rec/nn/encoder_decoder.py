@@ -9,15 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmm4rec.nn.transformer import EPS, Attention, FeedForward, last_position
-
-
-class DroppedFeedForward(FeedForward):
-    """The position-wise network with dropout between its two maps too."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Apply to vectors [..., D]."""
-        return self.norm(x + self.dropout(self.outer(self.dropout(F.gelu(self.inner(x))))))
+from mmm4rec.nn.blocks import FeedForward
+from mmm4rec.nn.transformer import EPS, Attention, last_position
 
 
 class DecoderLayer(nn.Module):
@@ -27,7 +20,7 @@ class DecoderLayer(nn.Module):
         super().__init__()
         self.own = Attention(size, heads, dropout)
         self.other = Attention(size, heads, dropout)
-        self.feed_forward = DroppedFeedForward(size, inner_size, dropout)
+        self.feed_forward = FeedForward(size, inner_size, dropout, EPS, F.gelu)
 
     def forward(self, x: Tensor, query: Tensor, real: Tensor, memory: Tensor, known: Tensor) -> Tensor:
         """Result [B, q, D] at the positions ``query`` [B, q, D] of x [B, L, D].
@@ -44,7 +37,7 @@ class EncoderDecoder(nn.Module):
     def __init__(self, size: int, inner_size: int, layers: int, heads: int, dropout: float) -> None:
         super().__init__()
         self.attention = nn.ModuleList(Attention(size, heads, dropout) for _ in range(layers))
-        self.feed_forward = nn.ModuleList(DroppedFeedForward(size, inner_size, dropout) for _ in range(layers))
+        self.feed_forward = nn.ModuleList(FeedForward(size, inner_size, dropout, EPS, F.gelu) for _ in range(layers))
         self.encoder_norm = nn.LayerNorm(size, eps=EPS)
         self.decoder = nn.ModuleList(DecoderLayer(size, inner_size, heads, dropout) for _ in range(layers))
         self.decoder_norm = nn.LayerNorm(size, eps=EPS)

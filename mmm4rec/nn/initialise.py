@@ -19,6 +19,17 @@ def normal_(module: nn.Module, std: float = 0.02) -> None:
         nn.init.zeros_(module.weight.data[module.padding_idx])
 
 
+def small_biases_(*modules: nn.Module) -> None:
+    """Biases from N(0, 0.02^2) for the maps and norms that vectors of missing features pass.
+
+    With biases of zero such a vector stays zero, and dividing it by its length, in a LayerNorm or a cosine, multiplies
+    its gradient by 1e6 or more: the scales that Adam keeps would not recover, and the parameters hardly move again.
+    """
+    for module in modules:
+        assert isinstance(module.bias, Tensor), module
+        nn.init.normal_(module.bias, std=0.02)
+
+
 def step_bias(size: int) -> Tensor:
     """[size] biases b as Mamba starts them: step sizes softplus(b) are log-uniform in [1e-3, 1e-1]."""
     dt = torch.empty(size).uniform_(math.log(1e-3), math.log(1e-1)).exp().clamp(min=1e-4)

@@ -33,16 +33,23 @@ def in_batch_cross_entropy(
         users: [B, D].
         candidates: [B, D], row b the vector of row b's target.
         targets: [B] item ids, to tell duplicates.
-        duplicates: ``masked`` takes other occurrences of a row's own target out of its denominator; ``kept`` leaves
-            them in as negatives, as released MMM4Rec does; ``zero_logit`` counts each of them as a negative of score 0,
-            as UniSRec and VQRec do.
+        duplicates: see ``without_duplicates``.
     """
-    logits = _logits(users, candidates)
-    if duplicates != "kept":
-        same = targets[:, None] == targets[None, :]
-        same.fill_diagonal_(False)
-        logits = logits.masked_fill(same, 0 if duplicates == "zero_logit" else -torch.inf)
+    logits = without_duplicates(_logits(users, candidates), targets, duplicates)
     return F.cross_entropy(logits, torch.arange(len(targets), device=targets.device))
+
+
+def without_duplicates(logits: Tensor, targets: Tensor, duplicates: Duplicates) -> Tensor:
+    """Logits [B, B] of a batch's targets [B] for each of its rows, less other occurrences of a row's own target.
+
+    ``masked`` takes them out of the denominator; ``kept`` leaves them in as negatives, as released MMM4Rec does;
+    ``zero_logit`` counts each as a negative of score 0, as UniSRec and VQRec do.
+    """
+    if duplicates == "kept":
+        return logits
+    same = targets[:, None] == targets[None, :]
+    same.fill_diagonal_(False)
+    return logits.masked_fill(same, 0 if duplicates == "zero_logit" else -torch.inf)
 
 
 def _logits(users: Tensor, candidates: Tensor) -> Tensor:

@@ -91,6 +91,17 @@ class TimeFactor(nn.Module):
         return self.conv_2(self.conv_1((signal * scale).transpose(1, 2)))
 
 
+def start_scales_(model: nn.Module, bias: float) -> None:
+    """Start the scale s of every ``TimeFactor`` of a model near ``bias`` (near Tanhshrink(bias) where it shrinks).
+
+    From a bias of zero s is some 1e-3, with Tanhshrink 1e-10: gaps hardly reach a step size, and most gradients of the
+    time path are below the optimiser's epsilon of 1e-8.
+    """
+    for module in model.modules():
+        if isinstance(module, TimeFactor):
+            nn.init.constant_(module.scale_out.bias, bias)
+
+
 class NextTime(nn.Module):
     """T_next = LN_L(q * T + (1 - q) * T'), q = sigmoid(w drop(T) + b), one scalar a head (eq. 9).
 

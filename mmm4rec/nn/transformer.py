@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmm4rec.nn.dropout import Dropout
+
 EPS = 1e-12
 
 
@@ -21,7 +23,8 @@ class Attention(nn.Module):
     def __init__(self, size: int, heads: int, dropout: float) -> None:
         super().__init__()
         assert size % heads == 0, (size, heads)
-        self.heads, self.dropout = heads, dropout
+        self.heads = heads
+        self.dropout = Dropout(dropout)
         self.query = nn.Linear(size, size)
         self.key_value = nn.Linear(size, 2 * size)
         self.out = nn.Linear(size, size)
@@ -31,10 +34,10 @@ class Attention(nn.Module):
         """Attend from ``query`` [B, Q, D] to ``x`` [B, L, D]; ``mask`` [B, 1, Q, L] bool, True where allowed."""
         q = self.query(query).unflatten(-1, (self.heads, -1)).transpose(1, 2)
         k, v = (p.unflatten(-1, (self.heads, -1)).transpose(1, 2) for p in self.key_value(x).chunk(2, dim=-1))
-        dropout = self.dropout if self.training else 0.0
+        dropout = self.dropout.p if self.training else 0.0
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal)
         y = self.out(y.transpose(1, 2).flatten(2))
-        return self.norm(query + F.dropout(y, self.dropout, self.training))
+        return self.norm(query + self.dropout(y))
 
 
 class FeedForward(nn.Module):
@@ -45,7 +48,7 @@ class FeedForward(nn.Module):
         self.inner = nn.Linear(size, inner_size)
         self.outer = nn.Linear(inner_size, size)
         self.norm = nn.LayerNorm(size, eps=EPS)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply to vectors [..., D]."""

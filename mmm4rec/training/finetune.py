@@ -14,7 +14,7 @@ from mmm4rec.evaluation.ranking import rank_targets
 from mmm4rec.io import write_parquet
 from mmm4rec.models.base import Rows, System, Tables, build
 from mmm4rec.training.data import load_catalogue, load_events
-from mmm4rec.training.loop import History, Loss, resolve_device, train
+from mmm4rec.training.loop import History, Loss, batch_mean, resolve_device, train
 from mmm4rec.training.run import load_pretrained, remove_state, run_environment, write_run
 from mmm4rec.training.scalars import scalars
 
@@ -89,7 +89,7 @@ def finetune(
                 **options,
             )
 
-    indomain = stage(settings["indomain"], _batch_mean, "indomain") if settings.get("indomain") else None
+    indomain = stage(settings["indomain"], batch_mean, "indomain") if settings.get("indomain") else None
     if pretrained or indomain:
         freeze(system)
     history = stage(settings["stage"], _row_mean, validate=validate) if settings["stage"] else History()
@@ -121,7 +121,3 @@ def freeze(system: System) -> None:
 
 def _row_mean(system: System, tables: Tables, rows: Rows, batch_size: int) -> torch.Tensor:
     return system.finetune_loss(tables, rows) / batch_size
-
-
-def _batch_mean(system: System, tables: Tables, rows: Rows, batch_size: int) -> torch.Tensor:
-    return system.pretrain_loss(tables, rows)

@@ -31,6 +31,11 @@ SAVE_SECONDS = 30.0  # training state is written at the end of an epoch, at most
 Loss = Callable[[System, Tables, Rows, int], Tensor]
 
 
+def batch_mean(system: System, tables: Tables, rows: Rows, batch_size: int) -> Tensor:
+    """The loss of pre-training, and of a first stage on the target: a mean over the batch."""
+    return system.pretrain_loss(tables, rows)
+
+
 @dataclass
 class History:
     """What happened so far: a row an epoch, and where the best one is."""

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 
 from mmm4rec.config import StageSettings
-from mmm4rec.models.base import Rows, System, Tables, build
+from mmm4rec.models.base import build
 from mmm4rec.training.data import load_catalogue, load_events
-from mmm4rec.training.loop import resolve_device, train
+from mmm4rec.training.loop import batch_mean, resolve_device, train
 from mmm4rec.training.run import remove_state, run_environment, write_run
 from mmm4rec.training.scalars import scalars
 
@@ -53,7 +53,7 @@ def pretrain(
             events,
             events.all_rows(),
             StageSettings(**settings["stage"]),
-            _batch_mean,
+            batch_mean,
             seed=settings["seed"],
             time_aware="time" in settings["reads"],
             whole_catalogue=False,
@@ -64,7 +64,3 @@ def pretrain(
     metrics = {"rows": len(events.all_rows()), "users": len(events.users)}
     write_run(out, settings, system, history, metrics, made_with)
     remove_state(state)
-
-
-def _batch_mean(system: System, tables: Tables, rows: Rows, batch_size: int) -> torch.Tensor:
-    return system.pretrain_loss(tables, rows)

@@ -29,10 +29,6 @@ SMALL = {
 }
 N_ITEMS = 12
 LEARNING = [key for key in system_keys() if read_system(key).finetune]
-#: the representation of an event may depend on what follows it in the row
-NOT_CAUSAL: set[str] = set()
-#: the result depends on how much of the row is padding: on max_length, not on the other rows of the batch
-SEES_PADDING: set[str] = set()
 
 
 def catalogue(n_items: int = N_ITEMS, *, times: bool = True, seed: int = 0) -> Catalogue:

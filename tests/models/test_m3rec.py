@@ -34,7 +34,8 @@ def plain(system, known, items):
     for stream, table in vectors(system, known).items():
         x = norm(system.norms[stream], table[torch.tensor(items)])[None]
         for layer in system.layers:
-            x = norm(layer.mixer.norm, layer.mixer.mamba(x) + x)
+            mixed = layer.mixer.mamba(x)
+            x = norm(layer.mixer.norm, mixed + x if len(system.layers) > 1 else mixed)
             expert = layer.experts[stream]
             x = norm(expert.norm, x + expert.out(F.gelu(expert.inner(x))))
         out.append(x[0, -1] * system.weights[stream] if stream in system.weights else x[0, -1])

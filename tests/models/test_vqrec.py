@@ -6,7 +6,7 @@ from small_systems import catalogue, rows, small
 from mmm4rec.config import StageSettings
 from mmm4rec.errors import UserError
 from mmm4rec.models.base import Catalogue
-from mmm4rec.models.vqrec import item_codes, sinkhorn
+from mmm4rec.models.vqrec import item_codes, one_to_one, sinkhorn
 from mmm4rec.training.data import load_events
 from mmm4rec.training.finetune import freeze
 from mmm4rec.training.loop import train
@@ -146,7 +146,7 @@ def test_a_drawn_permutation_is_hard_and_has_the_soft_ones_gradient():
     torch.manual_seed(1)
     noise = -torch.empty(8, 4, 4).exponential_().log()
     soft = sinkhorn((system.permutation + noise) / 0.7, 3)
-    assert torch.equal(soft.argmax(-1), drawn.argmax(-1))
+    assert torch.equal(one_to_one(soft), drawn.argmax(-1))
     torch.testing.assert_close(gradient, torch.autograd.grad((soft * weights).sum(), system.permutation)[0])
     assert gradient.any()
 
@@ -289,3 +289,22 @@ def test_wrong_settings_are_one_sentence():
         small("vqrec", heads=3)
     with pytest.raises(UserError, match="zero_gradient_permutation"):
         small("vqrec", defects=["ceil"])
+
+
+def test_one_to_one_takes_the_best_pair_again_and_again():
+    scores = torch.tensor([[0.9, 0.8, 0.1], [0.7, 0.3, 0.2], [0.6, 0.5, 0.4]])
+    assert one_to_one(scores).tolist() == [0, 2, 1]  # .9 first, then .5 of what is left, then .2
+    assert one_to_one(torch.zeros(2, 3, 3)).tolist() == [[0, 1, 2]] * 2  # ties: the first
+
+
+def test_no_code_is_lost_on_the_way():
+    """With each row's largest entry a third of the pre-trained vectors would be dropped (`lost_codes`)."""
+    torch.manual_seed(0)
+    scores = torch.randn(4, 256, 256)
+    assert all(sorted(row) == list(range(256)) for row in one_to_one(scores).tolist())
+    for defects in ([], ["lost_codes"]):
+        system = transferred(defects=defects)
+        whole = [sorted(order) == [0, 1, 2, 3] for order in system.best_permutation().tolist()]
+        drawn = system.drawn_permutation().detach().round()
+        assert (drawn.sum(-1) == 1).all()
+        assert all(whole) == bool((drawn.sum(-2) == 1).all()) == (not defects)

@@ -18,7 +18,7 @@ def copy_attention(own, attention, norm):
 
 def copy_feed_forward(own, layer, norm):
     layer.linear1.load_state_dict(own.inner.state_dict())
-    layer.linear2.load_state_dict(own.outer.state_dict())
+    layer.linear2.load_state_dict(own.out.state_dict())
     norm.load_state_dict(own.norm.state_dict())
 
 
