@@ -165,8 +165,8 @@ class Fig2(Strict):
     @classmethod
     def _read_histories(cls, systems: list[str]) -> list[str]:
         for name in systems:
-            if "max_length" not in read_system(name).settings:
-                raise ValueError(f"{name} has no `max_length` that could be cut; leave it out")
+            if read_system(name).finetune is None:
+                raise ValueError(f"{name} trains nothing on histories that could be cut; leave it out")
         return systems
 
 

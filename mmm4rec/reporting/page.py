@@ -17,7 +17,7 @@ th { border-bottom: 2px solid #999 } td { border-bottom: 1px solid #ddd }
 
 def write_page(table: Path, out: Path) -> None:
     """Write a Markdown file as HTML that needs no other file."""
-    body = MarkdownIt("commonmark").enable("table").render(table.read_text(encoding="utf-8"))
+    body = MarkdownIt("commonmark", {"html": False}).enable("table").render(table.read_text(encoding="utf-8"))
     write_text(
         out,
         f'<!doctype html>\n<html lang="en">\n<head><meta charset="utf-8"><title>{table.stem}</title>\n'
