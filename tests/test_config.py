@@ -120,7 +120,10 @@ def test_preset_sets_switches_and_own_choices_win():
         ({"systems": ["sasrek"]}, "unknown system 'sasrek'; known: pop, sasrec"),
         ({"settings": {"sasrek": {}}}, "unknown system 'sasrek'"),
         ({"fig2": {"domain": "shoop"}}, "`fig2` names the domain 'shoop', which `domains` does not define"),
-        ({"fig2": {"systems": ["pop"]}}, "fig2.systems: pop trains nothing on histories that could be cut; leave it out"),
+        (
+            {"fig2": {"systems": ["pop"]}},
+            "fig2.systems: pop trains nothing on histories that could be cut; leave it out",
+        ),
         ({"fig2": {"systems": ["sasrek"]}}, "fig2.systems: unknown system 'sasrek'"),
         ({"fig2": {"lengths": [3, 0]}}, "fig2.lengths.1: Input should be greater than 0"),
         ({"fig2": {"lengths": [3, 3]}}, "fig2.lengths: an entry stands twice"),
