@@ -8,6 +8,9 @@ min_version("9.19")
 configfile: "config.yaml"
 
 
+report: "workflow/report/workflow.rst"
+
+
 include: "workflow/rules/common.smk"
 
 
@@ -29,9 +32,11 @@ wildcard_constraints:
 rule all:
     input:
         all_tables(),
+        all_figures(),
 
 
 include: "workflow/rules/data.smk"
 include: "workflow/rules/features.smk"
 include: "workflow/rules/training.smk"
 include: "workflow/rules/tables.smk"
+include: "workflow/rules/figures.smk"

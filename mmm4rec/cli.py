@@ -290,6 +290,57 @@ def table(
 
 
 @app.command()
+def figure(
+    name: Annotated[str, typer.Option(help="fig2, fig4, or curves: those of figure 4 with a panel a system")],
+    run: Annotated[list[Path], typer.Option(help="run folder; repeat")],
+    out: Out,
+) -> None:
+    """Write a figure of the paper: CSV, and PNG beside it."""
+    if name == "fig2":
+        from mmm4rec.reporting.truncation import write_truncation_figure as write
+    elif name == "fig4":
+        from mmm4rec.reporting.curves import write_curves as write
+    elif name == "curves":
+        from mmm4rec.reporting.curves import write_curves_apart as write
+    else:
+        raise UserError(f"--name {name}: there is no such figure; known: fig2, fig4, curves")
+    write(run, out)
+    for path in run:
+        check(path)
+
+
+@app.command()
+def cost(run: Annotated[list[Path], typer.Option(help="run folder; repeat")], out: Out) -> None:
+    """Write what every system costs: epochs, seconds, parameters, memory."""
+    from mmm4rec.reporting.cost import write_cost_table
+
+    write_cost_table(run, out)
+
+
+@app.command()
+def provenance(
+    run: Annotated[list[Path], typer.Option(help="run folder; repeat")],
+    settings: Settings,
+    out: Out,
+) -> None:
+    """Write where results come from: commit, devices, seeds, versions, configuration."""
+    from mmm4rec.reporting.provenance import write_provenance
+
+    write_provenance(run, read_settings(settings), out)
+
+
+@app.command()
+def page(
+    table: Annotated[Path, typer.Option(help="Markdown file")],
+    out: Out,
+) -> None:
+    """Write a table as HTML, for `snakemake --report`."""
+    from mmm4rec.reporting.page import write_page
+
+    write_page(table, out)
+
+
+@app.command()
 def freeze(
     results: Annotated[Path, typer.Option(help="root of a run of the workflow")],
     settings: Settings,

@@ -10,7 +10,17 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PositiveInt,
+    StringConstraints,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from mmm4rec.errors import UserError
 from mmm4rec.versions import VERSIONS
@@ -129,12 +139,6 @@ class TableTargets(Strict):
     targets: list[str] | None = Field(None, description="those of `targets` that are in it; default, or none: all")
 
 
-class Fig2(Strict):
-    """The truncation study of figure 2."""
-
-    domain: str = "kindle"
-
-
 def _no_duplicates(values: Any) -> Any:
     if isinstance(values, list) and len(set(map(str, values))) != len(values):
         raise ValueError("an entry stands twice")
@@ -142,6 +146,28 @@ def _no_duplicates(values: Any) -> Any:
 
 
 Names = Annotated[list[str], BeforeValidator(_no_duplicates)]
+Seeds = Annotated[list[int], BeforeValidator(_no_duplicates)]
+
+
+class Fig2(Strict):
+    """The truncation study of figure 2: systems that see only the last items of a history, trained from scratch."""
+
+    domain: str = Field("kindle", description="a source or a target; one that is neither has to be asked for by name")
+    systems: Names = Field(["sasrec", "mamba4rec"], description="those of `systems` that are in it")
+    lengths: Annotated[list[PositiveInt], BeforeValidator(_no_duplicates)] = Field(
+        list(range(1, 21)), min_length=1, description="last items that are seen; shares are of what the most reach"
+    )
+    seeds: Seeds | None = Field(
+        None, min_length=1, description="default: the first of `seeds`, since each is a training a system and length"
+    )
+
+    @field_validator("systems")
+    @classmethod
+    def _read_histories(cls, systems: list[str]) -> list[str]:
+        for name in systems:
+            if read_system(name).finetune is None:
+                raise ValueError(f"{name} trains nothing on histories that could be cut; leave it out")
+        return systems
 
 
 class Config(Strict):
@@ -149,7 +175,7 @@ class Config(Strict):
 
     results: Path = Field(Path("results"), description="root of everything a run writes")
     raw: Path = Field(Path("data/raw"), description="raw files: downloaded here, or brought by hand")
-    seeds: Annotated[list[int], BeforeValidator(_no_duplicates)] = Field([2020, 2021, 2022], min_length=1)
+    seeds: Seeds = Field([2020, 2021, 2022], min_length=1)
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["32-true", "bf16-mixed"] = Field("32-true", description="of training; 32-true uses TF32 on GPUs")
     offline: bool = Field(False, description="true: no network at all; images not yet there count as unreachable")
@@ -183,6 +209,8 @@ class Config(Strict):
                 if name not in self.domains:
                     known = ", ".join(self.domains)
                     raise ValueError(f"`{key}` names the domain {name!r}, which `domains` does not define ({known})")
+        if "domain" in self.fig2.model_fields_set and self.fig2.domain not in self.domains:
+            raise ValueError(f"`fig2` names the domain {self.fig2.domain!r}, which `domains` does not define")
         for name in self.domains:
             if name.endswith(WITH_IMAGE):
                 raise ValueError(
@@ -499,6 +527,26 @@ def finetune_settings(config: Config, system: str, domain: str, seed: int) -> di
     }
 
 
+def truncation_settings(config: Config, system: str, domain: str, last: int, seed: int) -> dict[str, Any]:
+    """What changes one run of figure 2: a run that sees only the ``last`` items of a history.
+
+    It starts from scratch: the domain may be a source, whose test items pre-training has seen.
+    """
+    settings = finetune_settings(config, system, domain, seed)
+    return settings | {"pretrained": False, "settings": settings["settings"] | {"max_length": last}}
+
+
+def result_settings(config: Config) -> dict[str, Any]:
+    """The configuration without what changes no result: devices, folders, ways to fetch, domains that are not used."""
+    without = {"device", "offline", "gate", "results", "raw"}
+    images, encoder = {"concurrency", "timeout", "tries"}, {"batch_size", "folder"}
+    values = config.model_dump(
+        mode="json", exclude={**dict.fromkeys(without, True), "images": images, "encoder": encoder}
+    )
+    used = {*config.sources, *config.targets, config.fig2.domain}
+    return values | {"domains": {name: value for name, value in values["domains"].items() if name in used}}
+
+
 def table_domains(config: Config, table: int) -> list[str]:
     """The prepared domains a table is made of; none, where it is about other targets than the configured ones."""
     chosen = getattr(config, f"table{table}").targets if table in (4, 6) else None
@@ -510,3 +558,8 @@ def table_systems(config: Config, table: int) -> list[str]:
     """The configured systems that stand in a table of the paper, in the tables' order."""
     keys = [key for key in system_keys() if key in config.systems]
     return [key for key in keys if table in read_system(key).tables]
+
+
+def truncated_systems(config: Config) -> list[str]:
+    """The configured systems that stand in figure 2, in the tables' order."""
+    return [key for key in system_keys() if key in config.systems and key in config.fig2.systems]

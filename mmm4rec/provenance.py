@@ -2,10 +2,13 @@
 
 import hashlib
 import importlib.metadata
+import json
 import logging
 import os
 import platform
 import subprocess
+from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +66,37 @@ def commit() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip()
+
+
+def summary(runs: Sequence[Path], config: dict[str, Any]) -> dict[str, Any]:
+    """Where results come from as a whole: date, commit, hash of the configuration, and what the runs were made with.
+
+    Args:
+        runs: run folders of pre-training and fine-tuning.
+        config: the configuration.
+    """
+    environments = [read_json(run / "environment.json") for run in runs]
+    text = json.dumps(config, sort_keys=True, default=str)
+    return {
+        "date": datetime.now(UTC).date().isoformat(),
+        "commit": commit(),
+        "config_sha256": hashlib.sha256(text.encode()).hexdigest(),
+        "seeds": sorted({e["seed"] for e in environments}),
+        "commits_of_runs": sorted({str(e["commit"]) for e in environments}),
+        "devices": sorted({str(e["device"]) for e in environments}),
+        "platforms": sorted({e["platform"] for e in environments}),
+        "packages": _versions(environments),
+        "config": json.loads(text),
+    }
+
+
+def _versions(environments: list[dict[str, Any]]) -> dict[str, list[str]]:
+    """Every version that any run was made with, by package."""
+    found: dict[str, set[str]] = {}
+    for environment in environments:
+        for name, version in environment["packages"].items():
+            found.setdefault(name, set()).add(version)
+    return {name: sorted(versions) for name, versions in sorted(found.items())}
 
 
 def check(run: Path) -> bool:

@@ -23,9 +23,12 @@ from mmm4rec.config import (
     pretrain_settings,
     read_system,
     resolve_system,
+    result_settings,
     system_keys,
     table_domains,
     table_systems,
+    truncated_systems,
+    truncation_settings,
 )
 from mmm4rec.errors import UserError
 from mmm4rec.versions import VERSIONS
@@ -116,6 +119,14 @@ def test_preset_sets_switches_and_own_choices_win():
         ({"sources": ["shop"]}, "shop cannot be in `sources` and in `targets`: the test items would leak"),
         ({"systems": ["sasrek"]}, "unknown system 'sasrek'; known: pop, sasrec"),
         ({"settings": {"sasrek": {}}}, "unknown system 'sasrek'"),
+        ({"fig2": {"domain": "shoop"}}, "`fig2` names the domain 'shoop', which `domains` does not define"),
+        (
+            {"fig2": {"systems": ["pop"]}},
+            "fig2.systems: pop trains nothing on histories that could be cut; leave it out",
+        ),
+        ({"fig2": {"systems": ["sasrek"]}}, "fig2.systems: unknown system 'sasrek'"),
+        ({"fig2": {"lengths": [3, 0]}}, "fig2.lengths.1: Input should be greater than 0"),
+        ({"fig2": {"lengths": [3, 3]}}, "fig2.lengths: an entry stands twice"),
         ({"targets": []}, "targets: List should have at least 1 item"),
         ({"targets": ["shop", "shop"]}, "targets: an entry stands twice"),
         ({"seeds": [1, 1]}, "seeds: an entry stands twice"),
@@ -391,3 +402,23 @@ def test_what_changes_no_output_is_in_no_step_s_settings(device, offline, tries,
     assert prepare_settings(config, "shop") == prepare_settings(plain, "shop")
     assert embed_settings(config, "food") == embed_settings(plain, "food")
     assert finetune_settings(config, "sasrec", "shop", 1) == finetune_settings(plain, "sasrec", "shop", 1)
+    assert result_settings(config) == result_settings(plain)
+    assert result_settings(parse_config(values(sources=["food"], mask_seen=True))) != result_settings(plain)
+
+
+def test_a_truncated_run_sees_the_last_items_and_starts_from_scratch():
+    """Also where it would transfer: the domain may be a source, whose test items pre-training has seen."""
+    config = parse_config(values(sources=["food"], systems=["pop", "mmm4rec"]))
+    whole = finetune_settings(config, "mmm4rec", "food", 7)
+    assert whole["pretrained"] is True
+    cut = truncation_settings(config, "mmm4rec", "food", 3, 7)
+    assert cut == whole | {"pretrained": False, "settings": whole["settings"] | {"max_length": 3}}
+    assert whole["settings"]["max_length"] == 20
+
+
+def test_figure_2_takes_the_configured_ones_of_its_systems():
+    assert parse_config(values()).fig2.lengths == list(range(1, 21))
+    assert truncated_systems(parse_config(values())) == ["sasrec"]
+    assert truncated_systems(parse_config(values(systems=["pop"]))) == []
+    both = values(systems=["mamba4rec", "fdsa", "sasrec"], fig2={"systems": ["fdsa", "mamba4rec"]})
+    assert truncated_systems(parse_config(both)) == ["mamba4rec", "fdsa"]

@@ -20,6 +20,10 @@ def results(tmp_path):
         write_json(run / "environment.json", environment | {"seed": seed})
         (run / "model.safetensors").write_bytes(b"large")
     write_text(root / "tables" / "table2.csv", "dataset\n")
+    cut = write_run(root / "truncation", "sasrec", 1, 0.2, "kindle")
+    write_json(cut / "environment.json", environment | {"seed": 1})
+    write_text(root / "figures" / "fig4" / "scientific.csv", "dataset\n")
+    write_text(root / "figures" / "fig4" / "scientific.png", "picture")
     write_text(root / "tables" / "table2" / "scientific.md", "# Table II\n")
     return root
 
@@ -30,6 +34,8 @@ def test_tables_runs_and_where_they_come_from(results, tmp_path):
     assert (out / "tables/table2.csv").read_text() == "dataset\n"
     assert (out / "tables/table2/scientific.md").exists()
     assert list(out.rglob("*.safetensors")) == []
+    assert sorted(path.name for path in (out / "figures/fig4").iterdir()) == ["scientific.csv", "scientific.png"]
+    assert (out / "truncation/kindle/sasrec/1/ranks.parquet").exists()
     provenance = json.loads((out / "provenance.json").read_text())
     assert provenance["seeds"] == [1, 2]
     assert provenance["devices"] == ["an abacus"]

@@ -99,6 +99,11 @@ def test_the_paper_run_is_planned_whole(tmp_path):
         "accuracy_table": 3,
         "convergence_table": 1,
         "ablation_table": 1,
+        "truncate": 2 * 20,  # figure 2: the last 1 to 20 items, one seed
+        "figure": 2 + 5,
+        "cost": 1,
+        "provenance": 1,
+        "page": 6 + 2,
     }
 
 
@@ -127,6 +132,17 @@ def test_every_table_of_one_domain_alone(tmp_path):
         assert jobs == data | {"finetune": 3 * systems, rule: 1}
 
 
+def test_a_figure_of_one_domain_alone(tmp_path):
+    """Figure 2 may be about a source; it neither needs nor touches pre-trained weights, nor runs of the tables."""
+    data = {"download": 2, "prepare": 1}
+    fig2 = {"systems": ["sasrec", "fdsa"], "lengths": [1, 5], "seeds": [1, 2]}
+    jobs = planned(tmp_path, "results/figures/fig2/cds.png", example=None, fig2=fig2)
+    assert jobs == data | {"images": 1, "encoder": 1, "embed": 1, "truncate": 2 * 2 * 2, "figure": 1}
+    systems = {"systems": ["sasrec", "mmm4rec"], "sources": []}
+    jobs = planned(tmp_path, "results/figures/fig4/pantry.csv", example=None, **systems)
+    assert jobs == data | {"images": 1, "encoder": 1, "embed": 1, "finetune": 3, "figure": 1}
+
+
 def test_systems_that_read_ids_alone_wait_for_no_features(tmp_path):
     jobs = planned(tmp_path, "results/tables/table2/scientific.csv", example=None, systems=["pop", "sasrec"])
     assert jobs == {"download": 2, "prepare": 1, "finetune": 6, "accuracy_table": 1}
@@ -143,6 +159,7 @@ def test_raw_files_that_are_there_are_not_downloaded(tmp_path):
 
 def test_own_files_need_neither_download_nor_encoder(shop):
     jobs = {"prepare": 1, "import_features": 1, "finetune": 3, "table1": 1, "accuracy_table": 2, "convergence_table": 1}
+    jobs |= {"figure": 2, "cost": 1, "provenance": 1, "page": 6}  # no figure 2: nothing else asks for Kindle
     assert planned(shop) == jobs
     domain = yaml.safe_load(EXAMPLE.read_text())["domains"]["my_shop"]
     domain["features"] = None
@@ -220,15 +237,21 @@ def test_own_domain_end_to_end_and_what_runs_again(shop):
     }
     assert (tables / "table1.csv").exists()
     assert (tables / "table3.csv").exists()
+    assert {path.name for path in (shop / "results/my_shop/figures").rglob("*.png")} == {"fig4.png", "my_shop.png"}
+    code, output = snakemake(shop, "--report", "report.zip", **QUICK | {"systems": ["pop", "sasrec", "mmm4rec_noid"]})
+    assert code == 0, output
+    assert "Report created" in output
     assert not list((shop / "results/my_shop/state").rglob("*.pt"))
 
     quick = QUICK | {"systems": ["pop", "sasrec", "mmm4rec_noid"]}
-    all_tables = {"accuracy_table": 2, "convergence_table": 1}
+    kept = {"cost": 1, "provenance": 1}
+    all_tables = {"accuracy_table": 2, "convergence_table": 1, "figure": 2, "page": 5} | kept
+    table2 = {"accuracy_table": 1, "figure": 1, "page": 3} | kept
     assert planned(shop, **quick) == {}
     assert planned(shop, **quick | {"device": "auto", "offline": True, "images": {"tries": 1}}) == {}
     epochs = {"finetune": QUICK["finetune"] | {"epochs": 3}}
     assert planned(shop, **quick | epochs) == {"finetune": 2} | all_tables  # pop has nothing to train
-    assert planned(shop, **quick | {"settings": {"sasrec": {"layers": 1}}}) == {"finetune": 1, "accuracy_table": 1}
+    assert planned(shop, **quick | {"settings": {"sasrec": {"layers": 1}}}) == {"finetune": 1} | table2
     assert planned(shop, **quick | {"seeds": [1, 2]}) == {"finetune": 3} | all_tables
 
     alone = snakemake(shop, "results/my_shop/tables/table2/my_shop.csv", **quick)
@@ -242,6 +265,7 @@ def test_transfer_between_the_demo_s_domains(tmp_path):
     short = {"pretrain": {"epochs": 1}, "finetune": {"epochs": 1}}
     changes = {"sources": ["kitchen"], "targets": ["garage"], "seeds": [1], "systems": ["mmm4rec", "mmm4rec_noid"]}
     changes["settings"] = {"mmm4rec": short, "mmm4rec_noid": short}
+    changes["fig2"] = {"systems": ["mmm4rec"], "lengths": [1, 3]}
     code, output = snakemake(tmp_path, example=ROOT / "config/demo.yaml", **changes)
     assert code == 0, output
     results = tmp_path / "results/demo"
@@ -252,6 +276,13 @@ def test_transfer_between_the_demo_s_domains(tmp_path):
     for number, system in ((2, "mmm4rec"), (3, "mmm4rec_noid")):
         with (results / f"tables/table{number}.csv").open() as file:
             assert next(csv.DictReader(file))[system] != ""
+
+    with (results / "figures/fig2.csv").open() as file:
+        shares = {row["last"]: row["share"] for row in csv.DictReader(file) if row["metric"] == "ndcg@10"}
+    assert list(shares) == ["1", "3"]
+    assert shares["3"] == "1.0000"
+    cut = json.loads((results / "truncation/kitchen/mmm4rec/last_1/seed_1/config.json").read_text())
+    assert (cut["pretrained"], cut["settings"]["max_length"], cut["domain"]) == (False, 1, "kitchen")
 
     items = pq.read_table(results / "domains/garage/items.parquet")["item"].to_pylist()
     ask = ["recommend", "results/demo/runs/garage/mmm4rec/seed_1", "--history", ",".join(items[:3]), "-k", "5"]

@@ -6,6 +6,7 @@ import re
 import shlex
 import shutil
 import sys
+from itertools import chain
 from pathlib import Path
 
 from mmm4rec.config import (
@@ -18,9 +19,12 @@ from mmm4rec.config import (
     pretrain_key,
     pretrain_settings,
     resolve_system,
+    result_settings,
     system_keys,
     table_domains,
     table_systems,
+    truncated_systems,
+    truncation_settings,
     with_image_settings,
 )
 from mmm4rec.data.registry import paper_name, raw_path
@@ -47,6 +51,7 @@ os.environ |= {
 }
 GPU = int(CONFIG.device == "cuda" or (CONFIG.device == "auto" and shutil.which("nvidia-smi") is not None))
 TARGETS = "|".join(map(re.escape, CONFIG.targets))
+DOMAINS = "|".join(map(re.escape, CONFIG.domains))
 PREPARED = "|".join(map(re.escape, [*CONFIG.domains, *(name + WITH_IMAGE for name in CONFIG.targets)]))
 
 # path of a raw file: (category, edition, kind)
@@ -59,6 +64,19 @@ RAW_FILES = {
 DEMO_FILES = [path for path, (category, _, _) in RAW_FILES.items() if category.startswith("Demo_")]
 # A file that is there is a source like any other: it causes no request, and nothing ever removes or replaces it.
 MISSING_FILES = [path for path in RAW_FILES if path not in DEMO_FILES and not Path(path).exists()]
+
+# Names in the report.
+PAGES = {
+    "table1": "I: domains",
+    "table2": "II: accuracy with item ids",
+    "table3": "III: accuracy without item ids",
+    "table4": "IV: items with an image",
+    "table5": "V: convergence",
+    "table6": "VI: variants of MMM4Rec",
+    "cost": "Cost of every system",
+    "provenance": "Versions, devices, configuration",
+}
+FIGURES = {"fig2": "2: truncated histories", "fig4": "4: convergence"}
 
 # Inputs of these names stand for the folder they lie in.
 FOLDERS = {"domain", "images", "encoder", "pretrained", "run"}
@@ -152,27 +170,121 @@ def table1_inputs(wildcards):
     }
 
 
-def table_runs(wildcards):
-    """Runs of a table: its targets, or the one that the file is named after."""
-    number, target = int(wildcards.number), wildcards.part.removeprefix("/")
-    alone = target + WITH_IMAGE if number == 4 else target
+def truncation_inputs(wildcards):
+    """What a run of figure 2 reads: no pre-trained weights, which may have seen the domain."""
+    return finetune_inputs(wildcards) | {"pretrained": []}
+
+
+def runs_of(systems, domains):
+    """Runs of systems on domains, with every seed."""
     return expand(
         "<results>/runs/{domain}/{system}/seed_{seed}/metrics.json",
-        domain=alone if target else table_domains(CONFIG, number),
-        system=table_systems(CONFIG, number),
+        domain=domains,
+        system=systems,
         seed=CONFIG.seeds,
     )
 
 
-def all_tables():
-    """What `snakemake` makes without a target: each table that some configured system stands in.
+def table_runs(wildcards):
+    """Runs of a table: its targets, or the one that the file is named after."""
+    number, target = int(wildcards.number), wildcards.part.removeprefix("/")
+    alone = target + WITH_IMAGE if number == 4 else target
+    return runs_of(table_systems(CONFIG, number), alone if target else table_domains(CONFIG, number))
+
+
+def figure_runs(wildcards):
+    """Runs of a figure, of which a part may be asked for: the domain behind the slash."""
+    figure, _, domain = wildcards.figure.partition("/")
+    if figure == "fig2":
+        return truncation_runs(domain or CONFIG.fig2.domain)
+    if figure == "fig4":
+        return runs_of(table_systems(CONFIG, 5), domain or CONFIG.targets)
+    return runs_of(trained_systems(domain), domain)
+
+
+def truncation_runs(domain):
+    """Runs of figure 2."""
+    return expand(
+        "<results>/truncation/{domain}/{system}/last_{last}/seed_{seed}/metrics.json",
+        domain=domain,
+        system=truncated_systems(CONFIG),
+        last=CONFIG.fig2.lengths,
+        seed=CONFIG.fig2.seeds or CONFIG.seeds[0],
+    )
+
+
+def table_numbers():
+    """Tables of runs that are made without being asked for: those that some configured system stands in.
 
     Table IV needs images, and whether own features have some shows when they are read: ask for it by name then.
     """
     numbers = [n for n in (2, 3, 4, 5, 6) if table_systems(CONFIG, n) and table_domains(CONFIG, n)]
     if any(CONFIG.domains[name.removesuffix(WITH_IMAGE)].features for name in table_domains(CONFIG, 4)):
         numbers = [n for n in numbers if n != 4]
-    return expand("<results>/tables/table{number}.csv", number=[1, *numbers])
+    return numbers
+
+
+def trained_systems(target):
+    """Systems that are trained on a target for these tables; those that count alone (Pop) have no learning curve."""
+    numbers = [n for n in table_numbers() if target in table_domains(CONFIG, n)]
+    systems = dict.fromkeys(system for n in numbers for system in table_systems(CONFIG, n))
+    return [system for system in systems if resolve_system(CONFIG, system).finetune]
+
+
+def all_runs():
+    """Every run of these tables once."""
+    tables = [runs_of(table_systems(CONFIG, n), table_domains(CONFIG, n)) for n in table_numbers()]
+    return list(dict.fromkeys(chain.from_iterable(tables)))
+
+
+def all_trainings(wildcards):
+    """Every run of the tables, and the pre-training they start from."""
+    systems = dict.fromkeys(system for n in table_numbers() for system in table_systems(CONFIG, n))
+    starts = dict.fromkeys(start for system in systems if (start := pretrain_key(CONFIG, system)))
+    return [*expand("<results>/pretrained/{start}/metrics.json", start=starts), *all_runs()]
+
+
+def all_tables():
+    """Every table that is made without being asked for, with its page of the report."""
+    tables = ["table1", *(f"table{number}" for number in table_numbers()), *(["cost"] if all_runs() else [])]
+    pages = [*tables, *(["provenance"] if all_runs() else [])]
+    return [*expand("<results>/tables/{table}.csv", table=tables), *expand("<results>/report/{page}.html", page=pages)]
+
+
+def all_figures():
+    """Every figure that is made without being asked for: figure 2 only of a domain that is prepared anyway."""
+    figures = []
+    if truncated_systems(CONFIG) and CONFIG.fig2.domain in (*CONFIG.sources, *CONFIG.targets):
+        figures.append("fig2")
+    if table_systems(CONFIG, 5):
+        figures.append("fig4")
+    figures += [f"curves/{target}" for target in CONFIG.targets if trained_systems(target)]
+    return expand("<results>/figures/{figure}.{kind}", figure=figures, kind=["csv", "png"])
+
+
+# ------------------------------------------------------------------------------------------------ names in the report
+
+
+def page_category(wildcards):
+    """Where a page stands in the report."""
+    return {"cost": "Cost", "provenance": "Provenance"}.get(wildcards.table, "Tables")
+
+
+def page_labels(wildcards):
+    """How a page is called in the report: one label, for Snakemake makes a switch of a second one with two values."""
+    table, _, domain = wildcards.table.partition("/")
+    return {"table": ", ".join(filter(None, [PAGES[table], domain]))}
+
+
+def figure_category(wildcards):
+    """Where a figure stands in the report."""
+    return "Learning curves" if wildcards.figure.startswith("curves/") else "Figures"
+
+
+def figure_labels(wildcards):
+    """How a figure is called in the report."""
+    figure, _, domain = wildcards.figure.partition("/")
+    return {"figure": ", ".join(filter(None, [FIGURES.get(figure), domain]))}
 
 
 # ------------------------------------------------------------------------------------------------ what changes an output
@@ -201,6 +313,17 @@ def pretrain_params(wildcards):
 def finetune_params(wildcards):
     """Settings of `finetune`, as JSON."""
     return json.dumps(finetune_settings(CONFIG, wildcards.system, wildcards.domain, int(wildcards.seed)))
+
+
+def truncation_params(wildcards):
+    """Settings of a run of figure 2, as JSON."""
+    numbers = int(wildcards.last), int(wildcards.seed)
+    return json.dumps(truncation_settings(CONFIG, wildcards.system, wildcards.domain, *numbers))
+
+
+def result_params(wildcards):
+    """The configuration, as JSON."""
+    return json.dumps(result_settings(CONFIG))
 
 
 def table1_params(wildcards):

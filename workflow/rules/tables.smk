@@ -3,6 +3,9 @@ localrules:
     accuracy_table,
     convergence_table,
     ablation_table,
+    cost,
+    provenance,
+    page,
     freeze,
 
 
@@ -10,7 +13,7 @@ rule table1:
     input:
         unpack(table1_inputs),
     output:
-        csv=report("<results>/tables/table1.csv", category="Tables"),
+        csv="<results>/tables/table1.csv",
         md="<results>/tables/table1.md",
     log:
         "<logs>/tables/table1.log",
@@ -33,7 +36,7 @@ rule accuracy_table:
     input:
         run=table_runs,
     output:
-        csv=report("<results>/tables/table{number}{part}.csv", category="Tables"),
+        csv="<results>/tables/table{number}{part}.csv",
         runs="<results>/tables/table{number}{part}_runs.csv",
         tests="<results>/tables/table{number}{part}_tests.csv",
         md="<results>/tables/table{number}{part}.md",
@@ -60,7 +63,7 @@ rule convergence_table:
     input:
         run=table_runs,
     output:
-        csv=report("<results>/tables/table{number}{part}.csv", category="Tables"),
+        csv="<results>/tables/table{number}{part}.csv",
         md="<results>/tables/table{number}{part}.md",
     log:
         "<logs>/tables/table{number}{part}.log",
@@ -85,7 +88,7 @@ rule ablation_table:
     input:
         run=table_runs,
     output:
-        csv=report("<results>/tables/table{number}{part}.csv", category="Tables"),
+        csv="<results>/tables/table{number}{part}.csv",
         md="<results>/tables/table{number}{part}.md",
     log:
         "<logs>/tables/table{number}{part}.log",
@@ -106,10 +109,80 @@ rule ablation_table:
         " --out {output.csv:q} > {log} 2>&1"
 
 
+rule cost:
+    input:
+        run=all_trainings,
+    output:
+        csv="<results>/tables/cost.csv",
+        md="<results>/tables/cost.md",
+    log:
+        "<logs>/tables/cost.log",
+    benchmark:
+        "<benchmarks>/tables/cost.tsv"
+    conda:
+        "../../envs/mmm4rec.yaml"
+    resources:
+        mem_mb=1000,
+    params:
+        version=VERSIONS["tables"],
+        inputs=options,
+    shell:
+        "python3 -m mmm4rec cost {params.inputs} --out {output.csv:q} > {log} 2>&1"
+
+
+rule provenance:
+    input:
+        run=all_trainings,
+    output:
+        md="<results>/tables/provenance.md",
+    log:
+        "<logs>/tables/provenance.log",
+    benchmark:
+        "<benchmarks>/tables/provenance.tsv"
+    conda:
+        "../../envs/mmm4rec.yaml"
+    resources:
+        mem_mb=1000,
+    params:
+        version=VERSIONS["tables"],
+        inputs=options,
+        settings=result_params,
+    shell:
+        "python3 -m mmm4rec provenance {params.inputs} --settings {params.settings:q} --out {output.md:q} > {log} 2>&1"
+
+
+# The report shows HTML, and offers other tables for download only.
+rule page:
+    input:
+        table="<results>/tables/{table}.md",
+    output:
+        report(
+            "<results>/report/{table}.html",
+            caption="../report/tables.rst",
+            category=page_category,
+            labels=page_labels,
+        ),
+    log:
+        "<logs>/report/{table}.log",
+    benchmark:
+        "<benchmarks>/report/{table}.tsv"
+    wildcard_constraints:
+        table=f"table[1-6]|table[2-6]/({TARGETS})|cost|provenance",
+    conda:
+        "../../envs/mmm4rec.yaml"
+    resources:
+        mem_mb=1000,
+    params:
+        version=VERSIONS["tables"],
+    shell:
+        "python3 -m mmm4rec page --table {input.table:q} --out {output:q} > {log} 2>&1"
+
+
 # `snakemake published/<name>/provenance.json`: what is to be kept, with where it comes from.
 rule freeze:
     input:
         all_tables(),
+        all_figures(),
     output:
         "published/{name}/provenance.json",
     log:
@@ -122,7 +195,7 @@ rule freeze:
         mem_mb=1000,
     params:
         results=results_folder,
-        settings=CONFIG.model_dump_json(),
+        settings=result_params,
         out=subpath(output[0], parent=True),
     shell:
         "python3 -m mmm4rec freeze --results {params.results:q} --settings {params.settings:q}"

@@ -1,0 +1,29 @@
+"""What the figures share: their panels, and how they are written."""
+
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from mmm4rec.io import atomic
+
+DPI = 130  # of the screens that reports are read on; a panel is some 500 pixels wide
+
+
+def panels(rows: int, columns: int, *, width: float = 4.2, height: float = 3.0) -> tuple[Figure, list[list[Axes]]]:
+    """A figure and its axes, by row; a panel is ``width`` by ``height`` inches."""
+    figure = Figure(figsize=(columns * width, rows * height), layout="constrained")
+    axes: list[list[Axes]] = figure.subplots(rows, columns, squeeze=False).tolist()
+    for row in axes:
+        for axis in row:
+            axis.grid(color="0.92", linewidth=0.8)
+            axis.set_axisbelow(True)
+            axis.spines[["top", "right"]].set_visible(False)
+            axis.tick_params(labelsize=8)
+    return figure, axes
+
+
+def write_png(path: Path, figure: Figure) -> None:
+    """Write a figure atomically."""
+    with atomic(path) as part:
+        figure.savefig(part, format="png", dpi=DPI)
