@@ -164,6 +164,22 @@ def table_runs(wildcards):
     )
 
 
+def sparsity_inputs(wildcards):
+    """Runs of all systems of Tables II and III, the targets they rank, and their features if any system reads them."""
+    domains = [wildcards.part.removeprefix("/")] if wildcards.part else CONFIG.targets
+    systems = table_systems(CONFIG, 2, 3)
+    return {
+        "domain": [domain_file(name) for name in domains],
+        "features": list(dict.fromkeys(path for system in systems for path in features_of(system, domains))),
+        "run": expand(
+            "<results>/runs/{domain}/{system}/seed_{seed}/metrics.json",
+            domain=domains,
+            system=systems,
+            seed=CONFIG.seeds,
+        ),
+    }
+
+
 def all_tables():
     """What `snakemake` makes without a target: each table that some configured system stands in.
 
@@ -172,7 +188,8 @@ def all_tables():
     numbers = [n for n in (2, 3, 4, 5, 6) if table_systems(CONFIG, n) and table_domains(CONFIG, n)]
     if any(CONFIG.domains[name.removesuffix(WITH_IMAGE)].features for name in table_domains(CONFIG, 4)):
         numbers = [n for n in numbers if n != 4]
-    return expand("<results>/tables/table{number}.csv", number=[1, *numbers])
+    sparsity = ["<results>/tables/sparsity.csv"] if table_systems(CONFIG, 2, 3) else []
+    return expand("<results>/tables/table{number}.csv", number=[1, *numbers]) + sparsity
 
 
 # ------------------------------------------------------------------------------------------------ what changes an output
@@ -218,3 +235,8 @@ def table1_params(wildcards):
 def table_params(wildcards):
     """Settings of a table of runs, as JSON."""
     return json.dumps({"version": VERSIONS["tables"], "systems": table_systems(CONFIG, int(wildcards.number))})
+
+
+def sparsity_params(wildcards):
+    """Settings of the sparsity table, as JSON."""
+    return json.dumps({"version": VERSIONS["tables"], "systems": table_systems(CONFIG, 2, 3)})

@@ -106,6 +106,33 @@ rule ablation_table:
         " --out {output.csv:q} > {log} 2>&1"
 
 
+# Beyond the paper: the systems of Tables II and III by groups of users, from the same runs.
+rule sparsity:
+    input:
+        unpack(sparsity_inputs),
+    output:
+        csv=report("<results>/tables/sparsity{part}.csv", category="Tables"),
+        tests="<results>/tables/sparsity{part}_tests.csv",
+        md="<results>/tables/sparsity{part}.md",
+        figure=report("<results>/figures/sparsity{part}.png", category="Figures"),
+    log:
+        "<logs>/tables/sparsity{part}.log",
+    benchmark:
+        "<benchmarks>/tables/sparsity{part}.tsv"
+    wildcard_constraints:
+        part=f"(/({TARGETS}))?",
+    conda:
+        "../../envs/mmm4rec.yaml"
+    resources:
+        mem_mb=3000,
+    params:
+        inputs=options,
+        settings=sparsity_params,
+    shell:
+        "python3 -m mmm4rec sparsity {params.inputs} --settings {params.settings:q}"
+        " --out {output.csv:q} --figure {output.figure:q} > {log} 2>&1"
+
+
 # `snakemake published/<name>/provenance.json`: what is to be kept, with where it comes from.
 rule freeze:
     input:
