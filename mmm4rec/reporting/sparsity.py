@@ -160,7 +160,7 @@ def _ranges(group: str, bounds: Sequence[tuple[int, int | None]], numbers: npt.N
     bins = []
     for low, high in bounds:
         name = "unseen" if high == 0 else f"{low}+" if high is None else f"{low}-{high}"
-        bins.append(Bin(group, name, (numbers >= low) & (numbers <= (numbers.max() if high is None else high))))
+        bins.append(Bin(group, name, (numbers >= low) & (numbers <= (np.inf if high is None else high))))
     return bins
 
 

@@ -99,6 +99,7 @@ def test_the_paper_run_is_planned_whole(tmp_path):
         "accuracy_table": 3,
         "convergence_table": 1,
         "ablation_table": 1,
+        "sparsity": 1,
     }
 
 
@@ -127,6 +128,15 @@ def test_every_table_of_one_domain_alone(tmp_path):
         assert jobs == data | {"finetune": 3 * systems, rule: 1}
 
 
+def test_the_sparsity_table_of_one_domain_alone(tmp_path):
+    """Systems of Tables II and III; features only where one of them reads any."""
+    target = "results/tables/sparsity/pantry.csv"
+    jobs = planned(tmp_path, target, example=None, sources=[], systems=["pop", "sasrec", "mmm4rec_notime"])
+    assert jobs == {"download": 2, "prepare": 1, "finetune": 2 * 3, "sparsity": 1}
+    jobs = planned(tmp_path, target, example=None, sources=[], systems=["pop", "sasrec_t"])
+    assert jobs == {"download": 2, "prepare": 1, "images": 1, "encoder": 1, "embed": 1, "finetune": 6, "sparsity": 1}
+
+
 def test_systems_that_read_ids_alone_wait_for_no_features(tmp_path):
     jobs = planned(tmp_path, "results/tables/table2/scientific.csv", example=None, systems=["pop", "sasrec"])
     assert jobs == {"download": 2, "prepare": 1, "finetune": 6, "accuracy_table": 1}
@@ -143,6 +153,7 @@ def test_raw_files_that_are_there_are_not_downloaded(tmp_path):
 
 def test_own_files_need_neither_download_nor_encoder(shop):
     jobs = {"prepare": 1, "import_features": 1, "finetune": 3, "table1": 1, "accuracy_table": 2, "convergence_table": 1}
+    jobs["sparsity"] = 1
     assert planned(shop) == jobs
     domain = yaml.safe_load(EXAMPLE.read_text())["domains"]["my_shop"]
     domain["features"] = None
@@ -220,15 +231,20 @@ def test_own_domain_end_to_end_and_what_runs_again(shop):
     }
     assert (tables / "table1.csv").exists()
     assert (tables / "table3.csv").exists()
+    with (tables / "sparsity.csv").open() as file:
+        everybody = {(r["system"], r["metric"]): r["value"] for r in csv.DictReader(file) if r["group"] == "all"}
+    assert {metric: everybody["sasrec", metric] for metric in metrics(shop)} == {r["metric"]: r["sasrec"] for r in rows}
+    assert (shop / "results/my_shop/figures/sparsity.png").exists()
     assert not list((shop / "results/my_shop/state").rglob("*.pt"))
 
     quick = QUICK | {"systems": ["pop", "sasrec", "mmm4rec_noid"]}
-    all_tables = {"accuracy_table": 2, "convergence_table": 1}
+    all_tables = {"accuracy_table": 2, "convergence_table": 1, "sparsity": 1}
+    table2 = {"accuracy_table": 1, "sparsity": 1}
     assert planned(shop, **quick) == {}
     assert planned(shop, **quick | {"device": "auto", "offline": True, "images": {"tries": 1}}) == {}
     epochs = {"finetune": QUICK["finetune"] | {"epochs": 3}}
     assert planned(shop, **quick | epochs) == {"finetune": 2} | all_tables  # pop has nothing to train
-    assert planned(shop, **quick | {"settings": {"sasrec": {"layers": 1}}}) == {"finetune": 1, "accuracy_table": 1}
+    assert planned(shop, **quick | {"settings": {"sasrec": {"layers": 1}}}) == {"finetune": 1} | table2
     assert planned(shop, **quick | {"seeds": [1, 2]}) == {"finetune": 3} | all_tables
 
     alone = snakemake(shop, "results/my_shop/tables/table2/my_shop.csv", **quick)
