@@ -310,6 +310,30 @@ def figure(
 
 
 @app.command()
+def sparsity(
+    settings: Settings,
+    domain: Annotated[list[Path], typer.Option(help="folder of a prepared target; repeat")],
+    out: Out,
+    figure: Annotated[Path, typer.Option(help="PNG file of the same, written too")],
+    run: Annotated[list[Path], typer.Option(help="run folder; repeat")] = [],  # noqa: B006
+    features: Annotated[list[Path], typer.Option(help="features of a target; repeat")] = [],  # noqa: B006
+) -> None:
+    """Write the table of accuracy by popularity, history, image and text, and its figure."""
+    from mmm4rec.reporting.sparsity import write_sparsity_table
+    from mmm4rec.reporting.sparsity_figure import write_sparsity_figure
+
+    systems = read_settings(settings)["systems"]
+    if not systems:
+        raise UserError("none of the configured `systems` stands in table 2 or 3; `mmm4rec systems` lists them")
+    write_sparsity_table(
+        run, {path.name: path for path in domain}, {path.stem: path for path in features}, out, systems=systems
+    )
+    write_sparsity_figure(out, figure)
+    for path in run:
+        check(path)
+
+
+@app.command()
 def cost(run: Annotated[list[Path], typer.Option(help="run folder; repeat")], out: Out) -> None:
     """Write what every system costs: epochs, seconds, parameters, memory."""
     from mmm4rec.reporting.cost import write_cost_table

@@ -554,10 +554,10 @@ def table_domains(config: Config, table: int) -> list[str]:
     return [f"{name}{WITH_IMAGE}" for name in names] if table == 4 else names
 
 
-def table_systems(config: Config, table: int) -> list[str]:
-    """The configured systems that stand in a table of the paper, in the tables' order."""
+def table_systems(config: Config, *tables: int) -> list[str]:
+    """The configured systems that stand in one of these tables of the paper, in the tables' order."""
     keys = [key for key in system_keys() if key in config.systems]
-    return [key for key in keys if table in read_system(key).tables]
+    return [key for key in keys if not set(tables).isdisjoint(read_system(key).tables)]
 
 
 def truncated_systems(config: Config) -> list[str]:

@@ -146,6 +146,25 @@ def test_tables(calls):
     assert "none of the configured `systems` stands in table 3" in nothing.stderr
 
 
+def test_the_sparsity_table_and_its_figure(calls):
+    tables, figures = (
+        calls(f"mmm4rec.reporting.{name}")
+        for name in ("sparsity.write_sparsity_table", "sparsity_figure.write_sparsity_figure")
+    )
+    checked = calls("mmm4rec.cli.check")
+    options = ["sparsity", "--domain", "d/a", "--domain", "d/b", "--features", "f/a.parquet", "--out", "t.csv"]
+    options += ["--figure", "f.png", "--settings"]
+    assert run(*options, '{"systems": ["pop"]}', "--run", "x", "--run", "y").exit_code == 0
+    (runs, domains, features, out), more = tables[0]
+    assert (runs, domains) == ([Path("x"), Path("y")], {"a": Path("d/a"), "b": Path("d/b")})
+    assert (features, out, more) == ({"a": Path("f/a.parquet")}, Path("t.csv"), {"systems": ["pop"]})
+    assert figures == [((Path("t.csv"), Path("f.png")), {})]
+    assert checked == [((Path("x"),), {}), ((Path("y"),), {})]
+    nothing = run(*options, '{"systems": []}')
+    assert nothing.exit_code == 2
+    assert "none of the configured `systems` stands in table 2 or 3" in nothing.stderr
+
+
 def test_recommend_prints_a_line_an_item(monkeypatch, calls):
     calls("mmm4rec.cli.check")
     monkeypatch.setattr(

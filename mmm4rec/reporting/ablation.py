@@ -7,9 +7,8 @@ from pathlib import Path
 from mmm4rec.config import read_system, system_keys
 from mmm4rec.evaluation.metrics import METRICS
 from mmm4rec.io import write_text
-from mmm4rec.reporting.published import published
-from mmm4rec.reporting.runs import read_run, to_csv
-from mmm4rec.reporting.table1 import published_users
+from mmm4rec.reporting.published import comparable, print_cell, slips
+from mmm4rec.reporting.runs import mean_and_spread, read_run, to_csv
 
 
 def write_ablation_table(runs: Sequence[Path], out: Path, *, systems: Sequence[str]) -> None:
@@ -29,9 +28,8 @@ def write_ablation_table(runs: Sequence[Path], out: Path, *, systems: Sequence[s
     for run in table:
         for metric in METRICS:
             values.setdefault((run["system"], run["dataset"], metric), []).append(run["test"][metric])
-    means = {key: statistics.fmean(v) for key, v in values.items()}
     rows = [
-        [system, dataset, metric, f"{means[system, dataset, metric]:.6f}"]
+        [system, dataset, metric, f"{statistics.fmean(values[system, dataset, metric]):.6f}"]
         for system in systems
         for dataset in users
         for metric in METRICS
@@ -39,18 +37,19 @@ def write_ablation_table(runs: Sequence[Path], out: Path, *, systems: Sequence[s
     write_text(out, to_csv(["variant", "dataset", "metric", "value"], rows))
 
     lines_of_table = [key for key in system_keys() if 6 in read_system(key).tables]  # numbered as in print
-    printed = {(s, d, m): value for (d, s, m), value in published(6).items()}
-    lines = ["# Table VI: variants of MMM4Rec", "", "Means over the seeds.", ""]
+    printed = comparable(6, users)
+    lines = ["# Table VI: variants of MMM4Rec", ""]
+    lines += ["Means over the seeds (± standard deviation where there are several).", ""]
     for dataset, number in users.items():
         lines += [f"## {dataset}", "", f"{number} users ranked.", ""]
         lines += ["| variant | | " + " | ".join(METRICS) + " |", "|---|---|" + "---:|" * len(METRICS)]
         for system in systems:
             name = f"({lines_of_table.index(system)}) {read_system(system).name}"
-            sources = [("ours", name, means)]
-            if number in published_users(dataset):
-                sources.append(("print", "", printed))
-            for source, label, known in sources:
-                cells = [f"{known[key]:.4f}" if (key := (system, dataset, m)) in known else "" for m in METRICS]
-                lines.append(f"| {label} | {source} | {' | '.join(cells)} |")
+            cells = [mean_and_spread(values[system, dataset, metric], 4) for metric in METRICS]
+            lines.append(f"| {name} | ours | {' | '.join(cells)} |")
+            print_cells = [print_cell(6, printed, (dataset, system, metric)) for metric in METRICS]
+            if any(print_cells):
+                lines.append(f"|  | print | {' | '.join(print_cells)} |")
         lines.append("")
+    lines += [line for text in slips(6, printed, systems) for line in (text, "")]
     write_text(out.with_suffix(".md"), "\n".join(lines).rstrip() + "\n")

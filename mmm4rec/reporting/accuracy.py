@@ -1,7 +1,7 @@
 """Tables II to IV: recall and ndcg of every system on every target, means over the seeds, print beside ours."""
 
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +10,23 @@ import numpy as np
 from mmm4rec.config import read_system
 from mmm4rec.errors import UserError
 from mmm4rec.evaluation.metrics import METRICS, per_user
-from mmm4rec.evaluation.significance import bootstrap_interval, holm, paired_p_value
+from mmm4rec.evaluation.significance import DRAWS, Values, bootstrap_interval, holm, paired_p_value
 from mmm4rec.io import write_text
-from mmm4rec.reporting.published import SLIPS, published
-from mmm4rec.reporting.runs import Run, read_run, to_csv
-from mmm4rec.reporting.table1 import published_users
+from mmm4rec.reporting.published import Cell, comparable, print_cell, slips
+from mmm4rec.reporting.runs import Run, mean_and_spread, others, read_run, rounded, to_csv
 
 OURS = {2: "mmm4rec", 3: "mmm4rec_noid", 4: "mmm4rec"}
 LEVEL = 0.05  # of significance
 DAGGER = "†"
-TEST_COLUMNS = ("dataset", "metric", "system", "other", "difference", "low", "high", "p", "p_holm")
+COMPARISON = ("system", "other", "difference", "low", "high", "p", "p_holm")
+TEST_COLUMNS = ("dataset", "metric", *COMPARISON)
+#: a gain that the paper puts forward: table, dataset, metric
+HEADLINE = (2, "pantry", "ndcg@10")
+OVER_ALL = "Improvements of print are over all systems of its own table."
+QUOTED = (
+    "Most of print's baselines are quoted from earlier papers with other encoders; only Mamba4Rec, TiM4Rec, their text "
+    "variants, BSARec, M3Rec and MMSRec look like runs on these features."
+)
 TITLES = {
     2: "Table II: systems with item ids",
     3: "Table III: systems without item ids",
@@ -64,52 +71,77 @@ def write_accuracy_table(number: int, runs: Sequence[Path], out: Path, *, system
             wide.append([dataset, metric, *(f"{v:.6f}" for v in numbers.values()), improvement(numbers, OURS[number])])
     write_text(out, to_csv(["dataset", "metric", *systems, "improvement"], wide))
     write_text(out.with_name(f"{out.stem}_runs.csv"), _runs_csv(number, table))
-    write_text(
-        out.with_name(f"{out.stem}_tests.csv"), to_csv(TEST_COLUMNS, [_rounded(test.values()) for test in tests])
-    )
+    write_text(out.with_name(f"{out.stem}_tests.csv"), to_csv(TEST_COLUMNS, [rounded(test.values()) for test in tests]))
     write_text(out.with_suffix(".md"), _markdown(number, table, datasets, systems, tests))
 
 
-def improvement(means: dict[str, float], ours: str) -> str:
-    """100 * (ours / best other - 1), in percent; ``-`` where it is not positive or there is nothing to compare.
+def gain(means: Mapping[str, float], ours: str) -> tuple[float, str] | None:
+    """100 * (ours / best other - 1), in percent, and the best other system; None where there is nothing to compare.
+
+    >>> gain({"sasrec": 0.10, "pop": 0.02, "mmm4rec": 0.08}, "mmm4rec")
+    (-20.0, 'sasrec')
+    """
+    best = max(others(means), key=means.__getitem__, default=None)
+    if ours not in means or best is None or means[best] <= 0:
+        return None
+    return 100 * means[ours] / means[best] - 100, best
+
+
+def improvement(means: Mapping[str, float], ours: str) -> str:
+    """The gain over the best other system in percent; ``-`` where it is not positive or there is nothing to compare.
 
     >>> improvement({"sasrec": 0.10, "pop": 0.02, "mmm4rec": 0.12}, "mmm4rec")
     '20.00'
     """
-    others = [v for s, v in means.items() if s != ours and not s.startswith("mmm4rec")]
-    best = max(others, default=0.0)
-    if ours not in means or best <= 0 or means[ours] <= best:
-        return "-"
-    return f"{100 * (means[ours] / best - 1):.2f}"
+    found = gain(means, ours)
+    return f"{found[0]:.2f}" if found and found[0] > 0 else "-"
+
+
+def against_best(users: Mapping[str, Values], ours: str, *, draws: int = DRAWS) -> dict[str, Any] | None:
+    """Ours against the best other system, user by user.
+
+    Args:
+        users: [U] a metric's values of every user, by system.
+        ours: a system.
+        draws: of the bootstrap, and of the permutation test.
+
+    Returns:
+        ``COMPARISON`` but its last: the difference of the means, its bootstrap interval (95 %) and the p of the paired
+        permutation test; None where there is nothing to compare.
+    """
+    if ours not in users or not others(users):
+        return None
+    best = max(others(users), key=lambda system: float(users[system].mean()))
+    difference = users[ours] - users[best]
+    low, high = bootstrap_interval(difference, draws=draws)
+    p = paired_p_value(users[ours], users[best], draws=draws)
+    values = (ours, best, float(difference.mean()), low, high, p)
+    return dict(zip(COMPARISON, values, strict=False))
+
+
+def correct(rows: Sequence[dict[str, Any]]) -> None:
+    """Give every comparison ``p_holm``: its p, corrected for all of them (Holm)."""
+    for row, corrected in zip(rows, holm([row["p"] for row in rows]), strict=True):
+        row["p_holm"] = corrected
 
 
 def compare(table: Sequence[Run], ours: str) -> list[dict[str, Any]]:
-    """Ours against the best other system on every dataset and metric, user by user, the values averaged over the seeds.
+    """Ours against the best other system on every dataset and metric, the values of a user averaged over the seeds.
 
     Returns:
-        a row a comparison, with the keys ``TEST_COLUMNS``: the difference of the means, its bootstrap interval (95 %),
-        the p of the paired permutation test, and the same corrected for all comparisons of the table (Holm).
+        a row a comparison, with the keys ``TEST_COLUMNS``, corrected for all comparisons of the table.
     """
-    rows: list[dict[str, Any]] = []
+    rows = []
     for dataset in dict.fromkeys(run["dataset"] for run in table):
         runs = [run for run in table if run["dataset"] == dataset]
         for metric in METRICS:
-            values: dict[str, list[Any]] = {}
+            values: dict[str, list[Values]] = {}
             for run in runs:
                 values.setdefault(run["system"], []).append(per_user(metric, run["ranks"]))
-            users = {system: np.mean(v, axis=0) for system, v in values.items()}
-            others = [system for system in users if not system.startswith("mmm4rec")]
-            if ours not in users or not others:
-                continue
-            best = max(others, key=lambda system: float(users[system].mean()))
-            difference = users[ours] - users[best]
-            low, high = bootstrap_interval(difference)
-            p = paired_p_value(users[ours], users[best])
-            rows.append(
-                dict(zip(TEST_COLUMNS, (dataset, metric, ours, best, difference.mean(), low, high, p), strict=False))
-            )
-    for row, corrected in zip(rows, holm([row["p"] for row in rows]), strict=True):
-        row["p_holm"] = corrected
+            found = against_best({system: np.mean(v, axis=0) for system, v in values.items()}, ours)
+            if found:
+                rows.append({"dataset": dataset, "metric": metric, **found})
+    correct(rows)
     return rows
 
 
@@ -121,12 +153,8 @@ def _mean(values: list[float]) -> float | None:
     return statistics.fmean(values) if values else None
 
 
-def _rounded(values: Iterable[Any]) -> list[str]:
-    return [f"{value:.6g}" if isinstance(value, float) else str(value) for value in values]
-
-
 def _runs_csv(number: int, table: list[Run]) -> str:
-    printed = _comparable(number, table)
+    printed = comparable(number, _users(table))
     rows = [
         [run["dataset"], run["system"], run["seed"], metric, f"{run['test'][metric]:.6f}"]
         + [printed.get((run["dataset"], run["system"], metric), "")]
@@ -138,14 +166,8 @@ def _runs_csv(number: int, table: list[Run]) -> str:
     return to_csv(["dataset", "system", "seed", "metric", "value", "published", "low", "high", *COSTS], rows)
 
 
-def _comparable(number: int, table: list[Run]) -> dict[tuple[str, str, str], float]:
-    """Printed values of the datasets that have the paper's users; others of the same name are other data.
-
-    How many users Table IV is about is not printed; and links die.
-    """
-    sizes = {run["dataset"]: run["users"] for run in table}
-    same = {dataset for dataset, users in sizes.items() if number == 4 or users in published_users(dataset)}
-    return {cell: value for cell, value in published(number).items() if cell[0] in same}
+def _users(table: Iterable[Run]) -> dict[str, int]:
+    return {run["dataset"]: run["users"] for run in table}
 
 
 def _short(value: float) -> str:
@@ -156,11 +178,13 @@ def _markdown(
     number: int, table: list[Run], datasets: list[str], systems: Sequence[str], tests: list[dict[str, Any]]
 ) -> str:
     names = [read_system(s).name for s in systems]
-    printed = _comparable(number, table)
+    printed = comparable(number, _users(table))
     significant = {(test["dataset"], test["metric"]) for test in tests if test["p_holm"] < LEVEL}
-    lines = [f"# {TITLES[number]}", ""]
+    lines, below = [f"# {TITLES[number]}", ""], []
     for dataset in datasets:
-        lines += [f"## {dataset}", "", *_notes(table, dataset), ""]
+        users = _users(table)[dataset]
+        about = f"{users} users ranked; mean over the seeds (± standard deviation where there are several)."
+        lines += [f"## {dataset}", "", about, *notes(table, dataset), ""]
         lines += ["| metric | | " + " | ".join(names) + " | improvement, % |", "|---|---|" + "---:|" * (len(names) + 1)]
         for metric in METRICS:
             values = {s: _values(table, dataset, s, metric) for s in systems}
@@ -169,38 +193,53 @@ def _markdown(
             cells = [_cell(values[s], best) for s in systems]
             mark = DAGGER if (dataset, metric) in significant else ""
             lines.append(f"| {metric} | ours | {' | '.join(cells)} | {improvement(means, OURS[number])}{mark} |")
-            print_cells = [_printed(number, printed, dataset, s, metric) for s in systems]
+            print_cells = [print_cell(number, printed, (dataset, s, metric)) for s in systems]
             if any(print_cells):
-                lines.append(f"| | print | {' | '.join(print_cells)} | |")
+                in_print = improvement(_of(printed, dataset, metric), OURS[number])
+                lines.append(f"| | print | {' | '.join(print_cells)} | {in_print} |")
+            if (number, dataset, metric) == HEADLINE and (claim := _claim(printed, means)):
+                below.append(claim)
         lines.append("")
     if significant:
         lines.append(
             f"{DAGGER} {read_system(OURS[number]).name} and the best other system differ: paired permutation test over "
             f"the users, p < {LEVEL} after Holm's correction for {len(tests)} comparisons.\n"
         )
-    slips = [text for (n, *cell), text in SLIPS.items() if n == number and tuple(cell) in printed]
-    lines += [f"\\* a slip of print: {text}." for text in slips]
+    if printed:
+        below += [OVER_ALL, *([QUOTED] if number in (2, 3) else [])]
+    below += slips(number, printed, systems)
+    lines += [line for text in below for line in (text, "")]
     return "\n".join(lines).rstrip() + "\n"
 
 
+def _of(printed: Mapping[Cell, float], dataset: str, metric: str) -> dict[str, float]:
+    """What is printed of a dataset and metric, by system: of all the paper's systems, not of the configured ones."""
+    return {s: value for (d, s, m), value in printed.items() if (d, m) == (dataset, metric)}
+
+
+def _claim(printed: Mapping[Cell, float], means: Mapping[str, float]) -> str:
+    """The gain that the paper puts forward, as it follows from print's own table, beside the one measured here."""
+    number, dataset, metric = HEADLINE
+    in_print, measured = gain(_of(printed, dataset, metric), OURS[number]), gain(means, OURS[number])
+    if not in_print or not measured:
+        return ""
+    return (
+        f"The paper puts forward {read_system(OURS[number]).name}'s gain over the best other system in {metric} on "
+        f"{dataset}: {in_print[0]:+.2f} % by print's own table (over {read_system(in_print[1]).name}). Measured here: "
+        f"{measured[0]:+.2f} % (over {read_system(measured[1]).name})."
+    )
+
+
 def _cell(values: list[float], best: float) -> str:
-    mean = statistics.fmean(values)
-    text = f"{mean:.4f}" + (f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else "")
-    return f"**{text}**" if mean == best else text
+    text = mean_and_spread(values, 4)
+    return f"**{text}**" if statistics.fmean(values) == best else text
 
 
-def _printed(number: int, printed: dict[tuple[str, str, str], float], dataset: str, system: str, metric: str) -> str:
-    value = printed.get((dataset, system, metric))
-    mark = "\\*" if (number, dataset, system, metric) in SLIPS else ""
-    return "" if value is None else f"{value:.4f}{mark}"
-
-
-def _notes(table: list[Run], dataset: str) -> list[str]:
-    """What a reader must know before comparing: seeds, users, time, pre-training, switches that leak or mask."""
+def notes(table: list[Run], dataset: str) -> list[str]:
+    """What a reader must know before comparing: seeds, time, pre-training, switches that leak or mask."""
     runs = [run for run in table if run["dataset"] == dataset]
     seeds = {s: sorted({r["seed"] for r in runs if r["system"] == s}) for s in dict.fromkeys(r["system"] for r in runs)}
-    notes = [f"{runs[0]['users']} users ranked; mean over the seeds (± standard deviation where there are several)."]
-    notes.append("Seeds: " + "; ".join(f"{s} {', '.join(map(str, v))}" for s, v in seeds.items()) + ".")
+    notes = ["Seeds: " + "; ".join(f"{s} {', '.join(map(str, v))}" for s, v in seeds.items()) + "."]
     timed = [r for r in runs if "time" in r["config"]["reads"]]
     if timed and not any(r["time"] for r in timed):
         notes.append("time: off (the domain has no timestamps, or the settings leave them out).")

@@ -1,19 +1,74 @@
-"""The paper's printed numbers, by this project's keys."""
+"""The paper's printed numbers, by this project's keys, and what is known to be wrong with them."""
 
 import csv
+import math
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.resources import files
 
+from mmm4rec.config import read_system
+from mmm4rec.reporting.table1 import published_users
+
+Cell = tuple[str, str, str]  # dataset, system, metric
+
 
 @cache
-def published(table: int) -> dict[tuple[str, str, str], float]:
+def published(table: int) -> dict[Cell, float]:
     """Values of a table of arXiv 2506.02916, by (dataset, system, metric). Printed values, slips included."""
     text = files("mmm4rec.reporting").joinpath("published.csv").read_text(encoding="utf-8")
     rows = csv.DictReader(text.splitlines())
     return {(r["dataset"], r["system"], r["metric"]): float(r["value"]) for r in rows if r["table"] == str(table)}
 
 
-#: printed cells known to be wrong, and what the authors' own log says
-SLIPS = {
-    (3, "scientific", "mmm4rec_noid", "ndcg@50"): "0.0929 is printed; the authors' log of this run says 0.0944",
+def comparable(table: int, users: Mapping[str, int]) -> dict[Cell, float]:
+    """Printed values of the datasets that have the paper's users; others of the same name are other data.
+
+    How many users Table IV is about is not printed; and links die.
+
+    Args:
+        table: of the paper.
+        users: how many users are ranked, by dataset.
+    """
+    same = {dataset for dataset, number in users.items() if table == 4 or number in published_users(dataset)}
+    return {cell: value for cell, value in published(table).items() if cell[0] in same}
+
+
+#: what the authors' own logs say where a printed cell is something else, by (table, dataset, system, metric)
+LOGGED = {
+    (2, "scientific", "mmm4rec", "ndcg@50"): 0.100280,
+    (2, "pantry", "mmm4rec", "ndcg@50"): 0.072967,
+    (3, "scientific", "mmm4rec_noid", "ndcg@50"): 0.094442,
+    (3, "arts", "mmm4rec_noid", "recall@10"): 0.121994,
+    (3, "arts", "mmm4rec_noid", "ndcg@10"): 0.073981,
+    (3, "office", "mmm4rec_noid", "recall@10"): 0.125295,
+    (6, "scientific", "mmm4rec", "ndcg@50"): 0.100280,
 }
+
+
+def print_cell(table: int, printed: Mapping[Cell, float], cell: Cell) -> str:
+    """A printed accuracy for a rendered table, marked if it is a slip; empty where nothing is printed."""
+    if cell not in printed:
+        return ""
+    return f"{printed[cell]:.4f}" + ("\\*" if (table, *cell) in LOGGED else "")
+
+
+def slips(table: int, printed: Mapping[Cell, float], systems: Sequence[str]) -> list[str]:
+    """What is to be said below a rendered table about its marked cells, a line each.
+
+    Args:
+        table: of the paper.
+        printed: the cells beside which ours stand.
+        systems: the table's columns, or lines.
+    """
+    lines = []
+    for (number, *key), logged in LOGGED.items():
+        dataset, system, metric = cell = (key[0], key[1], key[2])
+        if number != table or cell not in printed or system not in systems:
+            continue
+        cut = " (cut, not rounded)" if math.floor(logged * 1e4) == round(printed[cell] * 1e4) else ""
+        name, value = read_system(system).name, f"{printed[cell]:.4f}"
+        lines.append(
+            f"\\* a slip of print: {dataset}, {name}, {metric}: {value} is printed{cut}, the authors' log of this run "
+            f"says {logged:.6f}."
+        )
+    return lines

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ Run = dict[str, Any]
 
 
 def read_run(path: Path) -> Run:
-    """A run folder: dataset, system, seed, ``config``, ``device``, ``ranks`` [U], and all of its metrics.
+    """A run folder: dataset, system, seed, ``config``, ``device``, ``ranks`` and ``user_ids`` [U], and all its metrics.
 
     Raises:
         UserError: it has not finished.
@@ -24,7 +25,7 @@ def read_run(path: Path) -> Run:
     try:
         config, metrics = read_json(path / "config.json"), read_json(path / "metrics.json")
         device = read_json(path / "environment.json")["device"]
-        ranks = pq.read_table(path / "ranks.parquet")["rank"].to_numpy()
+        ranks = pq.read_table(path / "ranks.parquet")
     except FileNotFoundError as error:
         raise UserError(f"{error.filename or path}: no such file; this run has not finished") from None
     return {
@@ -33,9 +34,30 @@ def read_run(path: Path) -> Run:
         "seed": config["seed"],
         "config": config,
         "device": device,
-        "ranks": ranks,
+        "ranks": ranks["rank"].to_numpy(),
+        "user_ids": ranks["user_id"].to_numpy(),
         **metrics,
     }
+
+
+def others(systems: Iterable[str]) -> list[str]:
+    """The systems that ours is compared with: all but MMM4Rec and its variants."""
+    return [system for system in systems if not system.startswith("mmm4rec")]
+
+
+def mean_and_spread(values: Sequence[float], digits: int) -> str:
+    """Mean over the seeds, with the standard deviation where there are several.
+
+    >>> mean_and_spread([1.0, 3.0], 2), mean_and_spread([1.0], 2)
+    ('2.00 ± 1.41', '1.00')
+    """
+    spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.{digits}f}{spread}"
+
+
+def rounded(values: Iterable[object]) -> list[str]:
+    """Cells of a CSV file; six significant digits of what is no whole number."""
+    return [f"{value:.6g}" if isinstance(value, float) else str(value) for value in values]
 
 
 def to_csv(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:

@@ -28,12 +28,24 @@ def test_interval_of_hits_is_the_binomial_one():
     assert (low, high) == pytest.approx((0.1 - width, 0.1 + width), abs=0.002)
 
 
+def test_interval_of_many_distinct_values_is_the_normal_one():
+    """Half of the users without a difference, the others' spread evenly between -1 and 1."""
+    values = np.concatenate([np.zeros(1000), np.linspace(-1, 1, 1000)])
+    width = 1.96 * (values.var() / len(values)) ** 0.5
+    assert bootstrap_interval(values) == pytest.approx((-width, width), abs=0.001)
+
+
 def test_p_value_is_that_of_all_exchanges():
     a, b = np.array([1.0, 0.5, 1.0, 0.0, 0.25]), np.array([0.0, 0.0, 0.5, 0.0, 0.5])
     d = a - b
     sums = [abs(np.dot(signs, d)) for signs in product([1, -1], repeat=5)]
     exact = np.mean([s >= abs(d.sum()) - 1e-12 for s in sums])
     assert paired_p_value(a, b, draws=100_000) == pytest.approx(exact, abs=0.005)
+
+
+def test_p_value_drawn_in_blocks_is_that_of_all_exchanges(monkeypatch):
+    monkeypatch.setattr(significance, "SIGNS_AT_ONCE", 27)  # rows of three, and a last one that is not full
+    assert paired_p_value(np.ones(9), np.zeros(9), draws=50_000) == pytest.approx(2 / 2**9, abs=0.001)
 
 
 def test_p_values_are_uniform_where_nothing_differs():

@@ -1,10 +1,12 @@
 """Run folders as training leaves them, small and with known values."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
+from mmm4rec.evaluation.metrics import summarise
 from mmm4rec.io import write_json, write_parquet
 
 COST = {
@@ -30,4 +32,11 @@ def write_run(root: Path, system: str, seed: int, value: float, dataset="scienti
     write_json(path / "environment.json", {"device": "an abacus"})
     hits = np.arange(100) < round(100 * value)
     write_parquet(path / "ranks.parquet", pa.table({"user_id": np.arange(100), "rank": np.where(hits, 1, 99)}))
+    return path
+
+
+def write_ranks(path: Path, users: Sequence[int], ranks: Sequence[int]) -> Path:
+    """Give a run other ranks, and the metrics that follow from them."""
+    write_parquet(path / "ranks.parquet", pa.table({"user_id": users, "rank": ranks}))
+    write_json(path / "metrics.json", {"test": summarise(ranks), **COST, "users": len(users)})
     return path

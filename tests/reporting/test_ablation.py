@@ -16,9 +16,10 @@ def test_lines_of_the_table_beside_print(tmp_path):
     assert len(rows) == 8
     assert rows[0] == {"variant": "mmm4rec", "dataset": "scientific", "metric": "recall@10", "value": "0.300000"}
     text = out.with_suffix(".md").read_text()
-    assert "| (0) MMM4Rec | ours | 0.3000 |" in text
+    assert "| (0) MMM4Rec | ours | 0.3000 ± 0.1414 |" in text
     assert "| (1) w/o Pretrained | ours | 0.1000 |" in text
-    assert "|  | print | 0.1348 | 0.2627 | 0.0724 | 0.1002 |" in text
+    assert "|  | print | 0.1348 | 0.2627 | 0.0724 | 0.1002\\* |" in text
+    assert text.count("a slip of print: scientific, MMM4Rec, ndcg@50: 0.1002 is printed (cut, not rounded), the") == 1
 
 
 def test_lines_keep_their_numbers_where_others_are_left_out(tmp_path):

@@ -97,7 +97,10 @@ def test_the_union_of_the_sources(tmp_path):
     union = read(out)["pretrain"]
     assert (union["users"], union["items"], union["interactions"]) == ("1361408", "446975", "14029229")
     assert (union["images"], union["mean_length"], union["published_mean_length"]) == ("", "10.30", "13.51")
-    assert "kindle | 138,436 (138,436) | 98,111 (98,111) |  (0) |" in out.with_suffix(".md").read_text()
+    text = out.with_suffix(".md").read_text()
+    assert "kindle | 138,436 (138,436) | 98,111 (98,111) |  (0) |" in text
+    for slip in ("movies, items: 59,203 is right", "cds, mean length: 11.90 is", "pretrain, mean length: 10.30 is"):
+        assert f"- {slip}" in text
     write_table1(domains, None, {}, "error", out, sources=["food", "cds"])
     assert read(out)["pretrain"]["published_users"] == ""
     assert read(out)["pretrain"]["users"] == str(115349 + 94010)

@@ -103,7 +103,8 @@ def test_the_paper_run_is_planned_whole(tmp_path):
         "figure": 2 + 5,
         "cost": 1,
         "provenance": 1,
-        "page": 6 + 2,
+        "sparsity": 1,
+        "page": 6 + 3,
     }
 
 
@@ -143,6 +144,15 @@ def test_a_figure_of_one_domain_alone(tmp_path):
     assert jobs == data | {"images": 1, "encoder": 1, "embed": 1, "finetune": 3, "figure": 1}
 
 
+def test_the_sparsity_table_of_one_domain_alone(tmp_path):
+    """Systems of Tables II and III; features only where one of them reads any."""
+    target = "results/tables/sparsity/pantry.csv"
+    jobs = planned(tmp_path, target, example=None, sources=[], systems=["pop", "sasrec", "mmm4rec_notime"])
+    assert jobs == {"download": 2, "prepare": 1, "finetune": 2 * 3, "sparsity": 1}
+    jobs = planned(tmp_path, target, example=None, sources=[], systems=["pop", "sasrec_t"])
+    assert jobs == {"download": 2, "prepare": 1, "images": 1, "encoder": 1, "embed": 1, "finetune": 6, "sparsity": 1}
+
+
 def test_systems_that_read_ids_alone_wait_for_no_features(tmp_path):
     jobs = planned(tmp_path, "results/tables/table2/scientific.csv", example=None, systems=["pop", "sasrec"])
     assert jobs == {"download": 2, "prepare": 1, "finetune": 6, "accuracy_table": 1}
@@ -159,7 +169,8 @@ def test_raw_files_that_are_there_are_not_downloaded(tmp_path):
 
 def test_own_files_need_neither_download_nor_encoder(shop):
     jobs = {"prepare": 1, "import_features": 1, "finetune": 3, "table1": 1, "accuracy_table": 2, "convergence_table": 1}
-    jobs |= {"figure": 2, "cost": 1, "provenance": 1, "page": 6}  # no figure 2: nothing else asks for Kindle
+    jobs |= {"figure": 2, "cost": 1, "provenance": 1, "page": 7}  # no figure 2: nothing else asks for Kindle
+    jobs["sparsity"] = 1
     assert planned(shop) == jobs
     domain = yaml.safe_load(EXAMPLE.read_text())["domains"]["my_shop"]
     domain["features"] = None
@@ -237,7 +248,15 @@ def test_own_domain_end_to_end_and_what_runs_again(shop):
     }
     assert (tables / "table1.csv").exists()
     assert (tables / "table3.csv").exists()
-    assert {path.name for path in (shop / "results/my_shop/figures").rglob("*.png")} == {"fig4.png", "my_shop.png"}
+    with (tables / "sparsity.csv").open() as file:
+        everybody = {(r["system"], r["metric"]): r["value"] for r in csv.DictReader(file) if r["group"] == "all"}
+    assert {metric: everybody["sasrec", metric] for metric in metrics(shop)} == {r["metric"]: r["sasrec"] for r in rows}
+    assert (shop / "results/my_shop/figures/sparsity.png").exists()
+    assert {path.name for path in (shop / "results/my_shop/figures").rglob("*.png")} == {
+        "fig4.png",
+        "my_shop.png",
+        "sparsity.png",
+    }
     code, output = snakemake(shop, "--report", "report.zip", **QUICK | {"systems": ["pop", "sasrec", "mmm4rec_noid"]})
     assert code == 0, output
     assert "Report created" in output
@@ -245,8 +264,8 @@ def test_own_domain_end_to_end_and_what_runs_again(shop):
 
     quick = QUICK | {"systems": ["pop", "sasrec", "mmm4rec_noid"]}
     kept = {"cost": 1, "provenance": 1}
-    all_tables = {"accuracy_table": 2, "convergence_table": 1, "figure": 2, "page": 5} | kept
-    table2 = {"accuracy_table": 1, "figure": 1, "page": 3} | kept
+    all_tables = {"accuracy_table": 2, "convergence_table": 1, "figure": 2, "sparsity": 1, "page": 6} | kept
+    table2 = {"accuracy_table": 1, "figure": 1, "sparsity": 1, "page": 4} | kept
     assert planned(shop, **quick) == {}
     assert planned(shop, **quick | {"device": "auto", "offline": True, "images": {"tries": 1}}) == {}
     epochs = {"finetune": QUICK["finetune"] | {"epochs": 3}}

@@ -73,6 +73,7 @@ PAGES = {
     "table4": "IV: items with an image",
     "table5": "V: convergence",
     "table6": "VI: variants of MMM4Rec",
+    "sparsity": "Accuracy where data is thin",
     "cost": "Cost of every system",
     "provenance": "Versions, devices, configuration",
 }
@@ -185,6 +186,17 @@ def runs_of(systems, domains):
     )
 
 
+def sparsity_inputs(wildcards):
+    """Runs of all systems of Tables II and III, the targets they rank, and their features if any system reads them."""
+    domains = [wildcards.part.removeprefix("/")] if wildcards.part else CONFIG.targets
+    systems = table_systems(CONFIG, 2, 3)
+    return {
+        "domain": [domain_file(name) for name in domains],
+        "features": list(dict.fromkeys(path for system in systems for path in features_of(system, domains))),
+        "run": runs_of(systems, domains),
+    }
+
+
 def table_runs(wildcards):
     """Runs of a table: its targets, or the one that the file is named after."""
     number, target = int(wildcards.number), wildcards.part.removeprefix("/")
@@ -246,7 +258,9 @@ def all_trainings(wildcards):
 
 def all_tables():
     """Every table that is made without being asked for, with its page of the report."""
-    tables = ["table1", *(f"table{number}" for number in table_numbers()), *(["cost"] if all_runs() else [])]
+    tables = ["table1", *(f"table{number}" for number in table_numbers())]
+    tables += ["sparsity"] if table_systems(CONFIG, 2, 3) else []
+    tables += ["cost"] if all_runs() else []
     pages = [*tables, *(["provenance"] if all_runs() else [])]
     return [*expand("<results>/tables/{table}.csv", table=tables), *expand("<results>/report/{page}.html", page=pages)]
 
@@ -285,6 +299,11 @@ def figure_labels(wildcards):
     """How a figure is called in the report."""
     figure, _, domain = wildcards.figure.partition("/")
     return {"figure": ", ".join(filter(None, [FIGURES.get(figure), domain]))}
+
+
+def sparsity_labels(wildcards):
+    """How the figure of the sparsity table is called in the report."""
+    return {"figure": ", ".join(filter(None, [PAGES["sparsity"], wildcards.part.removeprefix("/")]))}
 
 
 # ------------------------------------------------------------------------------------------------ what changes an output
@@ -341,3 +360,8 @@ def table1_params(wildcards):
 def table_params(wildcards):
     """Settings of a table of runs, as JSON."""
     return json.dumps({"version": VERSIONS["tables"], "systems": table_systems(CONFIG, int(wildcards.number))})
+
+
+def sparsity_params(wildcards):
+    """Settings of the sparsity table, as JSON."""
+    return json.dumps({"version": VERSIONS["tables"], "systems": table_systems(CONFIG, 2, 3)})

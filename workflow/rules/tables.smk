@@ -109,6 +109,38 @@ rule ablation_table:
         " --out {output.csv:q} > {log} 2>&1"
 
 
+# Beyond the paper: the systems of Tables II and III by groups of users, from the same runs.
+rule sparsity:
+    input:
+        unpack(sparsity_inputs),
+    output:
+        csv="<results>/tables/sparsity{part}.csv",
+        tests="<results>/tables/sparsity{part}_tests.csv",
+        md="<results>/tables/sparsity{part}.md",
+        figure=report(
+            "<results>/figures/sparsity{part}.png",
+            caption="../report/sparsity.rst",
+            category="Figures",
+            labels=sparsity_labels,
+        ),
+    log:
+        "<logs>/tables/sparsity{part}.log",
+    benchmark:
+        "<benchmarks>/tables/sparsity{part}.tsv"
+    wildcard_constraints:
+        part=f"(/({TARGETS}))?",
+    conda:
+        "../../envs/mmm4rec.yaml"
+    resources:
+        mem_mb=3000,
+    params:
+        inputs=options,
+        settings=sparsity_params,
+    shell:
+        "python3 -m mmm4rec sparsity {params.inputs} --settings {params.settings:q}"
+        " --out {output.csv:q} --figure {output.figure:q} > {log} 2>&1"
+
+
 rule cost:
     input:
         run=all_trainings,
@@ -167,7 +199,7 @@ rule page:
     benchmark:
         "<benchmarks>/report/{table}.tsv"
     wildcard_constraints:
-        table=f"table[1-6]|table[2-6]/({TARGETS})|cost|provenance",
+        table=f"table[1-6]|table[2-6]/({TARGETS})|sparsity(/({TARGETS}))?|cost|provenance",
     conda:
         "../../envs/mmm4rec.yaml"
     resources:
