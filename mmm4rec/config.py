@@ -5,13 +5,16 @@ values that change its output; the workflow hands them over as rule parameters, 
 This module imports neither torch nor polars: the workflow reads it at every call.
 """
 
+import shutil
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
+from mmm4rec.data.registry import Edition, Kind, paper_name, raw_path
 from mmm4rec.errors import UserError
 from mmm4rec.versions import VERSIONS
 
@@ -273,6 +276,17 @@ def read_system(key: str) -> SystemFile:
     return validated(SystemFile, values, SYSTEMS_DIR / f"{key}.yaml")
 
 
+def bases(key: str) -> list[str]:
+    """The systems that a system's settings file changes, the nearest first; none if it stands on its own."""
+    return [name for name, _ in _lineage(key)][-2::-1]
+
+
+@lru_cache
+def _settings_file(path: Path, changed: int) -> dict[str, Any]:
+    """A settings file, read once a change: a plan asks for the same ones hundreds of times."""
+    return read_yaml(path)
+
+
 def _lineage(key: str) -> list[tuple[str, dict[str, Any]]]:
     """The settings files a system is made of, by system: the one that all is based on first, its own last."""
     files: list[tuple[str, dict[str, Any]]] = []
@@ -283,7 +297,7 @@ def _lineage(key: str) -> list[tuple[str, dict[str, Any]]]:
         path = SYSTEMS_DIR / f"{key}.yaml"
         if not path.exists():
             raise UserError(f"unknown system {key!r}; known: {', '.join(system_keys())}")
-        own = read_yaml(path)
+        own = dict(_settings_file(path, path.stat().st_mtime_ns))
         files.append((key, own))
         key = own.pop("base", None)
     return files[::-1]
@@ -510,3 +524,40 @@ def table_systems(config: Config, table: int) -> list[str]:
     """The configured systems that stand in a table of the paper, in the tables' order."""
     keys = [key for key in system_keys() if key in config.systems]
     return [key for key in keys if table in read_system(key).tables]
+
+
+def all_table_numbers(config: Config) -> list[int]:
+    """The tables from II on that some configured system and target stand in.
+
+    Table IV needs images, and whether own features have some shows when they are read: ask for it by name then.
+    """
+    numbers = [n for n in (2, 3, 4, 5, 6) if table_systems(config, n) and table_domains(config, n)]
+    own = any(config.domains[name.removesuffix(WITH_IMAGE)].features for name in table_domains(config, 4))
+    return [n for n in numbers if n != 4 or not own]
+
+
+def reads_features(config: Config, system: str) -> bool:
+    """Whether a system reads text or images."""
+    return not {"text", "image"}.isdisjoint(resolve_system(config, system).reads)
+
+
+def raw_files(config: Config) -> dict[Path, tuple[str, Edition, Kind]]:
+    """Category, edition and kind of every raw file of Amazon Reviews that a domain is prepared from, by its path."""
+    kinds: tuple[Kind, ...] = ("ratings", "metadata")
+    return {
+        raw_path(config.raw, spec.amazon, spec.edition, kind): (spec.amazon, spec.edition, kind)
+        for spec in config.domains.values()
+        if spec.amazon
+        for kind in kinds
+    }
+
+
+def uses_gpu(config: Config) -> bool:
+    """Whether training runs on a GPU, by the configuration and by what this machine has."""
+    return config.device == "cuda" or (config.device == "auto" and shutil.which("nvidia-smi") is not None)
+
+
+def paper_domain(config: Config, domain: str) -> str | None:
+    """What the paper calls a domain, if it is one of the paper's: of the 2018 edition, filtered as there."""
+    spec = config.domains[domain]
+    return paper_name(spec.amazon) if spec.amazon and (spec.edition, spec.k_core) == (2018, 5) else None

@@ -5,6 +5,7 @@ The shipped table is ``rates.csv``; `mmm4rec rates` writes one of any machine. N
 
 import csv
 import dataclasses
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,7 +80,7 @@ def read_rates(path: Path = SHIPPED) -> list[Rate]:
     """
     try:
         with path.open(encoding="utf-8", newline="") as file:
-            return [Rate(**{name: kind(row[name]) for name, kind in FIELDS.items()}) for row in csv.DictReader(file)]  # type: ignore[operator, arg-type]
+            return [Rate(**{name: kind(row[name]) for name, kind in FIELDS.items()}) for row in csv.DictReader(file)]  # type: ignore[operator]
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; `mmm4rec rates --out {path}` measures one") from None
     except (KeyError, ValueError, TypeError) as error:
@@ -91,3 +92,38 @@ def write_rates(path: Path, rates: list[Rate]) -> None:
     ordered = sorted(rates, key=lambda rate: (rate.device, rate.system, rate.stage, rate.items))
     rows = [[f"{v:.4g}" if isinstance(v, float) else v for v in dataclasses.astuple(rate)] for rate in ordered]
     write_text(path, to_csv(list(FIELDS), rows))
+
+
+def at_size(rates: list[Rate], quantity: str, items: int) -> float:
+    """A quantity of a system in a stage, at a catalogue of ``items``: through what was measured at two sizes.
+
+    On a line, but for two: what an epoch begins with grows with a power of the catalogue (a k-means has clusters in
+    proportion to it), and a step of pre-training, which touches its own items alone, with the logarithm.
+
+    Args:
+        rates: of one device, system and stage, in order of ``items``; at least one, the outer two are used.
+        quantity: an attribute of ``Rate``.
+        items: of the catalogue.
+    """
+    low, high = rates[0], rates[-1]
+    first, last = float(getattr(low, quantity)), float(getattr(high, quantity))
+    if low.items == high.items:
+        return first
+    if quantity == "start" and first > 0 and last > 0:
+        power = math.log(last / first) / math.log(high.items / low.items)
+        return first * (items / low.items) ** max(power, 0.0)
+    x, x0, x1 = float(items), float(low.items), float(high.items)
+    if quantity == "step" and low.stage == "pretrain":
+        x, x0, x1 = math.log(x), math.log(x0), math.log(x1)
+    return max(first + (last - first) * (x - x0) / (x1 - x0), 0.0)
+
+
+def epoch_seconds(rates: list[Rate], items: int, rows: int) -> float:
+    """Seconds of an epoch of so many training rows, without validation."""
+    a_row = at_size(rates, "step", items) / rates[0].rows if rates[0].rows else 0.0
+    return at_size(rates, "start", items) + rows * a_row
+
+
+def ranking_seconds(rates: list[Rate], items: int, users: int) -> float:
+    """Seconds of ranking so many users."""
+    return at_size(rates, "tables", items) + users * at_size(rates, "rank", items) / rates[0].ranked

@@ -41,7 +41,9 @@ def published_sizes(domain: str) -> dict[str, int] | None:
     The domain ``pretrain`` is the union of the five sources.
     """
     row = _published().get(domain)
-    return row and {name: int(SLIPS.get((domain, name), (row[name],))[0]) for name in SIZES[:4]}
+    if row is None:
+        return None
+    return {name: int(SLIPS.get((domain, name), (row[name],))[0]) for name in SIZES[:4]}
 
 
 def _published() -> dict[str, dict[str, str]]:

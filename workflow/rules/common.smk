@@ -4,26 +4,29 @@ import json
 import os
 import re
 import shlex
-import shutil
 import sys
 from pathlib import Path
 
 from mmm4rec.config import (
     WITH_IMAGE,
+    all_table_numbers,
     embed_settings,
     features_path,
     finetune_settings,
+    paper_domain,
     parse_config,
     prepare_settings,
     pretrain_key,
     pretrain_settings,
-    resolve_system,
+    raw_files,
+    reads_features,
     system_keys,
     table_domains,
     table_systems,
+    uses_gpu,
     with_image_settings,
 )
-from mmm4rec.data.registry import paper_name, raw_path
+from mmm4rec.data.registry import raw_path
 from mmm4rec.errors import UserError
 from mmm4rec.versions import VERSIONS
 
@@ -45,17 +48,12 @@ os.environ |= {
     "MMM4REC_TIMEOUT": str(CONFIG.images.timeout),
     "MMM4REC_TRIES": str(CONFIG.images.tries),
 }
-GPU = int(CONFIG.device == "cuda" or (CONFIG.device == "auto" and shutil.which("nvidia-smi") is not None))
+GPU = int(uses_gpu(CONFIG))
 TARGETS = "|".join(map(re.escape, CONFIG.targets))
 PREPARED = "|".join(map(re.escape, [*CONFIG.domains, *(name + WITH_IMAGE for name in CONFIG.targets)]))
 
 # path of a raw file: (category, edition, kind)
-RAW_FILES = {
-    str(raw_path(CONFIG.raw, spec.amazon, spec.edition, kind)): (spec.amazon, spec.edition, kind)
-    for spec in CONFIG.domains.values()
-    if spec.amazon
-    for kind in ("ratings", "metadata")
-}
+RAW_FILES = {str(path): about for path, about in raw_files(CONFIG).items()}
 DEMO_FILES = [path for path, (category, _, _) in RAW_FILES.items() if category.startswith("Demo_")]
 # A file that is there is a source like any other: it causes no request, and nothing ever removes or replaces it.
 MISSING_FILES = [path for path in RAW_FILES if path not in DEMO_FILES and not Path(path).exists()]
@@ -97,7 +95,7 @@ def download_of(wildcards):
     return f"--category {shlex.quote(category)} --edition {edition} --kind {kind}"
 
 
-def raw_files(wildcards):
+def prepare_inputs(wildcards):
     """What a domain is prepared from: two raw files of Amazon Reviews, or the user's own."""
     spec = CONFIG.domains[wildcards.domain]
     if spec.amazon:
@@ -114,14 +112,9 @@ def own_features(wildcards):
     return {name: str(path) for name, path in files.items() if path}
 
 
-def reads_features(system):
-    """Whether a system reads text or images."""
-    return not {"text", "image"}.isdisjoint(resolve_system(CONFIG, system).reads)
-
-
 def features_of(system, domains):
     """Feature files of domains, none if the system does not read them."""
-    return [str(features_path(CONFIG, domain)) for domain in domains] if reads_features(system) else []
+    return [str(features_path(CONFIG, domain)) for domain in domains] if reads_features(CONFIG, system) else []
 
 
 def pretrain_inputs(wildcards):
@@ -145,7 +138,7 @@ def finetune_inputs(wildcards):
 def table1_inputs(wildcards):
     """Every prepared domain, and their features if any system reads them."""
     domains = [*CONFIG.sources, *CONFIG.targets]
-    some_system = next(filter(reads_features, CONFIG.systems), None)
+    some_system = next((name for name in CONFIG.systems if reads_features(CONFIG, name)), None)
     return {
         "domain": [domain_file(name) for name in domains],
         "features": features_of(some_system, domains) if some_system else [],
@@ -165,14 +158,8 @@ def table_runs(wildcards):
 
 
 def all_tables():
-    """What `snakemake` makes without a target: each table that some configured system stands in.
-
-    Table IV needs images, and whether own features have some shows when they are read: ask for it by name then.
-    """
-    numbers = [n for n in (2, 3, 4, 5, 6) if table_systems(CONFIG, n) and table_domains(CONFIG, n)]
-    if any(CONFIG.domains[name.removesuffix(WITH_IMAGE)].features for name in table_domains(CONFIG, 4)):
-        numbers = [n for n in numbers if n != 4]
-    return expand("<results>/tables/table{number}.csv", number=[1, *numbers])
+    """What `snakemake` makes without a target: each table that some configured system stands in."""
+    return expand("<results>/tables/table{number}.csv", number=[1, *all_table_numbers(CONFIG)])
 
 
 # ------------------------------------------------------------------------------------------------ what changes an output
@@ -205,12 +192,8 @@ def finetune_params(wildcards):
 
 def table1_params(wildcards):
     """Settings of Table I, as JSON; comparable with print are domains of the 2018 edition, filtered as in the paper."""
-    used = {name: CONFIG.domains[name] for name in [*CONFIG.sources, *CONFIG.targets]}
-    published = {
-        name: paper_name(spec.amazon)
-        for name, spec in used.items()
-        if spec.amazon and paper_name(spec.amazon) and (spec.edition, spec.k_core) == (2018, 5)
-    }
+    names = {name: paper_domain(CONFIG, name) for name in [*CONFIG.sources, *CONFIG.targets]}
+    published = {name: printed for name, printed in names.items() if printed}
     settings = {"published": published, "gate": CONFIG.gate, "sources": CONFIG.sources}
     return json.dumps({"version": VERSIONS["tables"], **settings})
 
