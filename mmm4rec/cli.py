@@ -280,6 +280,8 @@ def rates(
     """Measure what training and ranking take here, on invented catalogues, for `mmm4rec plan`."""
     from mmm4rec.planning.measure import measure
 
+    for key in system:
+        read_system(key)  # a wrong key is known before hours of measuring
     measure(out, system or system_keys(), device=device, steps=steps)
 
 

@@ -115,7 +115,7 @@ def make_plan(
     names = dict.fromkeys([*config.sources, *config.targets, *(job.domain for job in jobs if job.domain)])
     sizes = {name: domain_size(config, name) for name in names}
     own = [config.results] if config.results.exists() else []
-    trainings = _Trainings(config, sizes, finished_runs([*own, *runs]), rates, gpu, gpu_name)
+    trainings = _Trainings(config, dict(sizes), finished_runs([*own, *runs]), rates, gpu, gpu_name)
     folders = {job.rule: "tables" if job.rule in TABLE_RULES.values() else job.rule for job in jobs}
     other = {rule: benchmarks(config.results, folder) for rule, folder in folders.items() if rule not in TRAINING}
 
@@ -129,8 +129,13 @@ def make_plan(
 
 def _lines(jobs: Iterable[Job], estimate: Callable[[Job], Estimate]) -> list[Line]:
     lines: dict[tuple[str, str, str], Line] = {}
-    for job in jobs:
-        one = estimate(job)
+    # those that are done last: they need no estimate, and stand in a line that is there already, if any is
+    for job in sorted(jobs, key=lambda job: job.state == "done"):
+        if job.state == "done":
+            devices = [device for rule, system, device in lines if (rule, system) == (job.rule, job.system)]
+            one = Estimate(devices[0] if devices else "")
+        else:
+            one = estimate(job)
         line = lines.setdefault((job.rule, job.system, one.device), Line(job.rule, job.system, one.device))
         line.jobs += 1
         line.done += job.state == "done"
@@ -317,9 +322,11 @@ class _Trainings:
         return label + (f", of version {rate.version}" if rate.version != file.version else "")
 
     def _size_of(self, run: Finished) -> Size | None:
-        if "domain" in run.settings:
-            return self.sizes.get(run.about)
-        names = run.settings["sources"]
+        """Size of what a finished run was trained on, if the configuration has these domains."""
+        names = [run.about] if "domain" in run.settings else run.settings["sources"]
+        for name in names:
+            if name not in self.sizes and name.removesuffix(WITH_IMAGE) in self.config.domains:
+                self.sizes[name] = domain_size(self.config, name)
         return union_size(self.sizes.get(name) for name in names)
 
     def _epochs(self, job: Job) -> tuple[tuple[int, int, int] | None, str]:

@@ -1,18 +1,12 @@
 """Lines through two measurements."""
 
-import dataclasses
 import math
 
 import pytest
+from invented_rates import rate
 
 from mmm4rec.errors import UserError
-from mmm4rec.planning.rates import SHIPPED, Rate, at_size, epoch_seconds, ranking_seconds, read_rates, write_rates
-
-
-def rate(items, **values):
-    """A rate of a system that does nothing."""
-    fields = {f.name: f.type(0) for f in dataclasses.fields(Rate)}
-    return Rate(**fields | {"stage": "finetune", "rows": 100, "ranked": 10, "items": items} | values)
+from mmm4rec.planning.rates import SHIPPED, at_size, epoch_seconds, ranking_seconds, read_rates, write_rates
 
 
 def test_a_line_through_two_sizes_goes_on_beyond_them():
