@@ -98,7 +98,8 @@ def at_size(rates: list[Rate], quantity: str, items: int) -> float:
     """A quantity of a system in a stage, at a catalogue of ``items``: through what was measured at two sizes.
 
     On a line, but for two: what an epoch begins with grows with a power of the catalogue (a k-means has clusters in
-    proportion to it), and a step of pre-training, which touches its own items alone, with the logarithm.
+    proportion to it); and a step of pre-training, which touches its own items alone, with the logarithm, from the
+    smaller size on.
 
     Args:
         rates: of one device, system and stage, in order of ``items``; at least one, the outer two are used.
@@ -114,8 +115,9 @@ def at_size(rates: list[Rate], quantity: str, items: int) -> float:
         return first * (items / low.items) ** max(power, 0.0)
     x, x0, x1 = float(items), float(low.items), float(high.items)
     if quantity == "step" and low.stage == "pretrain":
-        x, x0, x1 = math.log(x), math.log(x0), math.log(x1)
-    return max(first + (last - first) * (x - x0) / (x1 - x0), 0.0)
+        x, x0, x1 = math.log(max(x, x0)), math.log(x0), math.log(x1)
+    value = first + (last - first) * (x - x0) / (x1 - x0)
+    return max(value, first * min(items / low.items, 1.0))  # a steep line meets zero before the catalogue does
 
 
 def epoch_seconds(rates: list[Rate], items: int, rows: int) -> float:

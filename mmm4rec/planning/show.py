@@ -13,6 +13,7 @@ from mmm4rec.planning.cost import Disk, Line, Plan
 from mmm4rec.planning.sizes import Size
 from mmm4rec.reporting.runs import to_csv
 
+MIB_A_GB = 1e9 / 2**20
 UNITS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 
 
@@ -81,14 +82,21 @@ def _hours(line: Line) -> str:
 
 
 def _number(hours: float) -> str:
-    return f"{hours:,.0f}" if hours >= 100 else f"{hours:.1f}" if hours >= 1 else f"{hours:.2g}"
+    """Hours with no more digits than they deserve.
+
+    >>> [_number(hours) for hours in (1234.5, 12.34, 0.1234, 0.001)]
+    ['1,234', '12.3', '0.12', '< 0.01']
+    """
+    if hours < 0.01:
+        return "< 0.01" if hours else "0"
+    return f"{hours:,.0f}" if hours >= 100 else f"{hours:.1f}" if hours >= 1 else f"{hours:.2f}"
 
 
 def _memory(line: Line) -> str:
     if line.memory_mib is None:
         return ""
-    gpu = f", GPU {line.gpu_memory_mib / 953.7:.1f}" if line.gpu_memory_mib else ""
-    return f"{line.memory_mib / 953.7:.1f}{gpu}"
+    gpu = f", GPU {line.gpu_memory_mib / MIB_A_GB:.1f}" if line.gpu_memory_mib else ""
+    return f"{line.memory_mib / MIB_A_GB:.1f}{gpu}"
 
 
 def _totals(lines: Sequence[Line]) -> str:

@@ -1,6 +1,7 @@
 """Hours, memory and disk, worked out by hand."""
 
 import csv
+import doctest
 import io
 import json
 
@@ -13,6 +14,7 @@ from rich.console import Console
 from mmm4rec.config import finetune_settings, parse_config, pretrain_settings
 from mmm4rec.errors import UserError
 from mmm4rec.io import write_json
+from mmm4rec.planning import show
 from mmm4rec.planning.cost import make_plan
 from mmm4rec.planning.show import print_plan, write_plan
 from mmm4rec.planning.sizes import domain_size
@@ -297,6 +299,10 @@ def test_a_plan_on_the_screen_and_in_files(config, tmp_path):
     assert written["notes"] == plan.notes
     with pytest.raises(UserError, match=r"ends in \.csv or \.json"):
         write_plan(plan, tmp_path / "p.txt")
+
+
+def test_hours_are_shown_as_documented():
+    assert doctest.testmod(show).failed == 0
 
 
 def test_nothing_left_is_no_hours(config, make_domain):

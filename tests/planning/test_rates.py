@@ -16,8 +16,9 @@ def test_a_line_through_two_sizes_goes_on_beyond_them():
     assert at_size(two, "step", 0) == 1.0
 
 
-def test_no_time_is_negative():
-    assert at_size([rate(1000, step=1.0), rate(2000, step=3.0)], "step", 10) == 0.0
+def test_no_time_is_nothing_or_less():
+    """The line is at -0.98 there; in proportion to the smaller one it is 0.01."""
+    assert at_size([rate(1000, step=1.0), rate(2000, step=3.0)], "step", 10) == pytest.approx(0.01)
 
 
 def test_one_size_alone_is_taken_as_it_is():
@@ -31,6 +32,7 @@ def test_clusters_grow_with_a_power_of_the_catalogue():
 def test_a_step_of_pre_training_grows_with_the_logarithm():
     two = [rate(10, stage="pretrain", step=1.0), rate(100, stage="pretrain", step=2.0)]
     assert at_size(two, "step", 1000) == pytest.approx(3.0)
+    assert at_size(two, "step", 2) == 1.0
 
 
 def test_an_epoch_and_a_ranking():
