@@ -257,11 +257,11 @@ def plan(
 ) -> None:
     """Say what all tables of a configuration cost: jobs, hours, memory, disk."""
     from mmm4rec.planning.cost import make_plan
-    from mmm4rec.planning.rates import read_rates
+    from mmm4rec.planning.rates import latest, read_rates
     from mmm4rec.planning.show import print_plan, write_plan
 
     config = load_config("config.yaml", *configfile)
-    known = [*read_rates(), *(read_rates(rates) if rates else [])]
+    known = latest(read_rates(), read_rates(rates) if rates else [])
     gpu = uses_gpu(config) if device in (None, "auto") else device != "cpu"
     name = device if device not in (None, "auto", "cpu", "cuda") else ""
     made = make_plan(config, known, gpu=gpu, gpu_name=name or "", runs=runs)

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from typer.testing import CliRunner
@@ -148,11 +149,16 @@ def test_tables(calls):
     assert "none of the configured `systems` stands in table 3" in nothing.stderr
 
 
+def invented(device):
+    """A rate that differs from others by its device."""
+    return SimpleNamespace(device=device, key=("pop", "finetune"), items=1)
+
+
 def test_plan(calls, monkeypatch, tmp_path):
     made = calls("mmm4rec.planning.cost.make_plan")
     shown, written = calls("mmm4rec.planning.show.print_plan"), calls("mmm4rec.planning.show.write_plan")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("mmm4rec.planning.rates.read_rates", lambda path=None: [path])
+    monkeypatch.setattr("mmm4rec.planning.rates.read_rates", lambda path=None: [invented(str(path))])
     monkeypatch.setattr("mmm4rec.config.shutil.which", lambda name: None)
     assert "error: config.yaml: no such file" in run("plan").stderr
     domain = "domains: {a: {amazon: A}, b: {amazon: B}}\n"
@@ -165,8 +171,8 @@ def test_plan(calls, monkeypatch, tmp_path):
     (plain, options), (over, others), (_, cuda) = made
     assert (plain[0].targets, over[0].targets) == (["a"], ["b"])
     assert (over[0].encoder.name, over[0].encoder.batch_size) == ("other", 1)  # merged, key by key
-    assert (plain[1], options) == ([None], {"gpu": False, "gpu_name": "", "runs": []})
-    assert over[1] == [None, Path("x.csv")]
+    assert (plain[1], options) == ([invented("None")], {"gpu": False, "gpu_name": "", "runs": []})
+    assert over[1] == [invented("None"), invented("x.csv")]
     assert others == {"gpu": True, "gpu_name": "H100", "runs": [Path("p"), Path("q")]}
     assert (cuda["gpu"], cuda["gpu_name"]) == (True, "")
     assert written == [((None, Path("o.csv")), {})]

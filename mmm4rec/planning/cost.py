@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from mmm4rec.config import WITH_IMAGE, Config, bases, paper_domain, raw_files, read_system, system_keys
 from mmm4rec.data.registry import source
-from mmm4rec.planning.finished import Finished, about_sources, benchmarks, finished_runs
+from mmm4rec.planning.finished import Finished, about_sources, benchmarks, finished_runs, same_work
 from mmm4rec.planning.jobs import TABLE_RULES, Job, all_jobs
 from mmm4rec.planning.rates import Rate, at_size, epoch_seconds, ranking_seconds
 from mmm4rec.planning.sizes import Size, domain_size, union_size
@@ -244,8 +244,13 @@ class _Trainings:
 
     def _on(self, device: str, job: Job) -> Estimate:
         size, stage = self.size(job), job.settings["stage"]
-        own = [run for run in self.finished if run.same_work(job.settings) and run.on_gpu == (device == GPU)]
-        own = [run for run in own if ("domain" in run.settings) == (job.rule == "finetune")]
+        own = [
+            run
+            for run in self.finished
+            if same_work(run.settings, job.settings)
+            and all(run.settings.get(key) == job.settings.get(key) for key in ("system", "pretrained"))
+            and run.on_gpu == (device == GPU)
+        ]
         about = job.domain or about_sources(job.settings["sources"])
         here = [run for run in own if run.about == about]
         epochs, epochs_from = self._epochs(job)
@@ -267,12 +272,13 @@ class _Trainings:
         self, device: str, job: Job, size: Size | None, own: list[Finished], here: list[Finished]
     ) -> tuple[Range, str] | None:
         """Seconds of an epoch, of a validation and of an epoch of the in-domain stage, and where they come from."""
-        if here:
-            return (
-                _middle(r.epoch for r in here),
-                _middle(r.validation for r in here),
-                _middle(r.indomain for r in here),
-            ), ("own runs")
+        if timed := [run for run in here if run.epoch]:  # the ranking of a run that trains nothing is not timed
+            scaled = (
+                _middle(run.epoch for run in timed),
+                _middle(run.validation for run in timed),
+                _middle(run.indomain for run in timed),
+            )
+            return scaled, "own runs"
         if size is None:
             return None
         predicted = self._predicted(device, job, size)
@@ -312,14 +318,18 @@ class _Trainings:
         return trained, ranking_seconds(rates, size.items, size.users), indomain
 
     def _label(self, device: str, job: Job) -> str:
-        rate = self.shipped(device, job)[0]
-        file = read_system(rate.system)
+        rate, file = self.shipped(device, job)[0], read_system(job.system)
+        measured = {"settings": file.settings, "precision": "32-true"}
+        for stage in ("indomain", job.rule):
+            how = getattr(file, stage)
+            measured["stage" if stage == job.rule else stage] = how and how.model_dump()
         label = f"rates of {rate.device}"
         if rate.system != job.system:
             label += f", of {rate.system}"
-        if job.settings["settings"] != read_system(job.system).settings:
+        if not same_work(measured | ({} if job.rule == "finetune" else {"indomain": None}), job.settings):
             label += ", at other settings"
-        return label + (f", of version {rate.version}" if rate.version != file.version else "")
+        version = read_system(rate.system).version
+        return label + (f", of version {rate.version}" if rate.version != version else "")
 
     def _size_of(self, run: Finished) -> Size | None:
         """Size of what a finished run was trained on, if the configuration has these domains."""

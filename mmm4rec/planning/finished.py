@@ -45,17 +45,16 @@ class Finished:
         """Its domain, or the sources of a pre-training."""
         return str(self.settings.get("domain") or about_sources(self.settings["sources"]))
 
-    def same_work(self, settings: dict[str, Any]) -> bool:
-        """Whether a row and an epoch of a run with ``settings`` are the same work as here."""
-        keys = ("system", "model", "pretrained", "precision", "settings")
-        return all(self.settings.get(key) == settings.get(key) for key in keys) and all(
-            _work(self.settings.get(stage)) == _work(settings.get(stage)) for stage in ("stage", "indomain")
-        )
-
 
 def about_sources(sources: Iterable[str]) -> str:
     """One name for all of the sources."""
     return "+".join(sources)
+
+
+def same_work(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether a training row is the same work in two runs of a system: of their settings, what changes it is equal."""
+    same = all(one.get(key) == other.get(key) for key in ("settings", "precision"))
+    return same and all(_work(one.get(stage)) == _work(other.get(stage)) for stage in ("stage", "indomain"))
 
 
 def _work(stage: dict[str, Any] | None) -> dict[str, Any]:

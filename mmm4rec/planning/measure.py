@@ -24,7 +24,7 @@ from torch import Tensor
 from mmm4rec.config import StageSettings, SystemFile, read_system
 from mmm4rec.evaluation.ranking import rank_targets
 from mmm4rec.models.base import Catalogue, Rows, System, Tables, build, model_class
-from mmm4rec.planning.rates import Rate, read_rates, write_rates
+from mmm4rec.planning.rates import Rate, latest, read_rates, write_rates
 from mmm4rec.provenance import environment
 from mmm4rec.reporting.table1 import published_sizes
 from mmm4rec.training.data import Events
@@ -59,9 +59,7 @@ def measure(out: Path, systems: Sequence[str], *, device: str, steps: int) -> No
             for domain in SIZES["source" if stage == "pretrain" else "target"]:
                 with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
                     rate = process.submit(measure_one, key, stage, domain, device, steps).result()
-                same = (rate.device, rate.system, rate.stage, rate.items)
-                kept = [r for r in (read_rates(out) if out.exists() else []) if (r.device, *r.key, r.items) != same]
-                write_rates(out, [*kept, rate])
+                write_rates(out, latest(read_rates(out) if out.exists() else [], [rate]))
                 log.info("%s, %s, %d items: %.3g s a step of %d rows", *rate.key, rate.items, rate.step, rate.rows)
 
 

@@ -94,6 +94,12 @@ def write_rates(path: Path, rates: list[Rate]) -> None:
     write_text(path, to_csv(list(FIELDS), rows))
 
 
+def latest(*tables: list[Rate]) -> list[Rate]:
+    """Several tables as one: of measurements of the same thing, that of the last table."""
+    found = {(rate.device, *rate.key, rate.items): rate for table in tables for rate in table}
+    return list(found.values())
+
+
 def at_size(rates: list[Rate], quantity: str, items: int) -> float:
     """A quantity of a system in a stage, at a catalogue of ``items``: through what was measured at two sizes.
 

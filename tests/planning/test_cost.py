@@ -134,10 +134,38 @@ def test_a_variant_takes_the_rate_of_what_it_is_based_on(config):
     assert found.hours > 0
 
 
-def test_a_rate_of_other_settings_says_so(config):
-    own = config(settings={"sasrec": {"hidden_size": 32}})
-    found = line(make_plan(own, [even("sasrec")], gpu=False), "finetune", "sasrec")
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"settings": {"sasrec": {"hidden_size": 32}}},
+        {"finetune": {"batch_size": 64}},
+        {"precision": "bf16-mixed"},
+    ],
+)
+def test_a_rate_of_other_settings_says_so(config, change):
+    found = line(make_plan(config(**change), [even("sasrec")], gpu=False), "finetune", "sasrec")
     assert found.rate_from == "rates of cpu, 1 thread, at other settings"
+
+
+def test_longer_training_is_the_same_work(config):
+    own = config(finetune={"epochs": 20, "patience": 20, "learning_rate": 0.5})
+    found = line(make_plan(own, [even("sasrec")], gpu=False), "finetune", "sasrec")
+    assert found.rate_from == "rates of cpu, 1 thread"
+    assert found.hours_least == found.hours_most
+
+
+def test_a_pre_training_and_a_first_stage_at_their_settings(config):
+    rates = [even("s3rec"), even("s3rec", "indomain"), even("mmm4rec"), even("mmm4rec", "pretrain")]
+    plan = make_plan(config(systems=["s3rec", "mmm4rec"], sources=["office"]), rates, gpu=False)
+    assert {one.rate_from for one in plan.lines if one.system} == {"rates of cpu, 1 thread"}
+
+
+def test_a_finished_run_of_pop_tells_no_time(config):
+    own = config(systems=["pop"])
+    write_finished(own, "pop", "scientific", 1, epochs=0)
+    found = line(make_plan(own, [even("pop")], gpu=False), "finetune", "pop")
+    assert found.rate_from == "rates of cpu, 1 thread"
+    assert found.hours > 0
 
 
 def test_an_unknown_domain_has_no_hours(config):
