@@ -318,7 +318,8 @@ class _Trainings:
         return trained, ranking_seconds(rates, size.items, size.users), indomain
 
     def _label(self, device: str, job: Job) -> str:
-        rate, file = self.shipped(device, job)[0], read_system(job.system)
+        rates, file = self.shipped(device, job), read_system(job.system)
+        rate = rates[0]
         measured = {"settings": file.settings, "precision": "32-true"}
         for stage in ("indomain", job.rule):
             how = getattr(file, stage)
@@ -326,6 +327,8 @@ class _Trainings:
         label = f"rates of {rate.device}"
         if rate.system != job.system:
             label += f", of {rate.system}"
+        if rate.items == rates[-1].items:
+            label += f", at {rate.items} items alone"
         if not same_work(measured | ({} if job.rule == "finetune" else {"indomain": None}), job.settings):
             label += ", at other settings"
         version = read_system(rate.system).version

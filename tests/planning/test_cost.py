@@ -33,8 +33,9 @@ EVEN = {
 }
 
 
-def even(system, stage="finetune", device="cpu, 1 thread", **values):
-    return rate(1, system=system, stage=stage, device=device, version=1, **EVEN | values)
+def even(system, stage="finetune", device="cpu, 1 thread", items=(1, 2), **values):
+    """Rates at two sizes, which are the same."""
+    return [rate(n, system=system, stage=stage, device=device, version=1, **EVEN | values) for n in items]
 
 
 @pytest.fixture
@@ -74,7 +75,7 @@ def write_finished(config, system, domain, seed, *, epochs=4, seconds=10.0, vali
 
 def test_hours_of_a_printed_domain(config):
     """Scientific in print: 59427 events of 8442 users, so 34101 rows; sasrec stops after 11 to 300 epochs."""
-    found = line(make_plan(config(), [even("sasrec")], gpu=False), "finetune", "sasrec")
+    found = line(make_plan(config(), even("sasrec"), gpu=False), "finetune", "sasrec")
     ranking = 3 + 8442 * 0.01
     epoch = 2 + 341.01 + ranking
     assert (found.jobs, found.left, found.device, found.rate_from) == (2, 2, "CPU", "rates of cpu, 1 thread")
@@ -86,7 +87,7 @@ def test_hours_of_a_printed_domain(config):
 
 
 def test_pop_trains_nothing_and_is_ranked_twice(config):
-    plan = make_plan(config(systems=["pop"]), [even("pop", rows=0, step=0.0)], gpu=False)
+    plan = make_plan(config(systems=["pop"]), even("pop", rows=0, step=0.0), gpu=False)
     found = line(plan, "finetune", "pop")
     assert found.hours_least == found.hours == found.hours_most == pytest.approx(2 * 2 * (3 + 84.42) / 3600)
     assert found.epochs_most is None
@@ -94,7 +95,7 @@ def test_pop_trains_nothing_and_is_ranked_twice(config):
 
 def test_epochs_of_table_v_s_print_and_patience(config):
     """MMM4Rec on Scientific: best after 13 epochs, patience 10, at most 100."""
-    plan = make_plan(config(systems=["mmm4rec"], seeds=[1]), [even("mmm4rec")], gpu=False)
+    plan = make_plan(config(systems=["mmm4rec"], seeds=[1]), even("mmm4rec"), gpu=False)
     found = line(plan, "finetune", "mmm4rec")
     ranking = 3 + 84.42
     assert found.hours == pytest.approx((23 * (2 + 341.01 + ranking) + 2 * ranking) / 3600)
@@ -103,7 +104,7 @@ def test_epochs_of_table_v_s_print_and_patience(config):
 
 def test_pre_training_has_its_epochs_and_all_rows(config):
     """Office, as a source: 684837 events of 87346 users (the slip of print put right); 40 epochs, nobody ranked."""
-    plan = make_plan(config(systems=["mmm4rec"], sources=["office"]), [even("mmm4rec", "pretrain")], gpu=False)
+    plan = make_plan(config(systems=["mmm4rec"], sources=["office"]), even("mmm4rec", "pretrain"), gpu=False)
     found = line(plan, "pretrain", "mmm4rec")
     assert found.hours_least == found.hours_most == pytest.approx(40 * (2 + (684837 - 87346) / 100) / 3600)
     assert found.epochs_from == "fixed"
@@ -111,17 +112,17 @@ def test_pre_training_has_its_epochs_and_all_rows(config):
 
 
 def test_an_in_domain_stage_comes_first(config):
-    rates = [even("s3rec"), even("s3rec", "indomain", step=2.0)]
+    rates = even("s3rec") + even("s3rec", "indomain", step=2.0)
     found = line(make_plan(config(systems=["s3rec"], seeds=[1]), rates, gpu=False), "finetune", "s3rec")
     ranking = 3 + 84.42
     expected = 300 * (2 + 2 * 341.01) + 11 * (2 + 341.01 + ranking) + 2 * ranking
     assert found.hours_least == pytest.approx(expected / 3600)
-    alone = line(make_plan(config(systems=["s3rec"], seeds=[1]), rates[:1], gpu=False), "finetune", "s3rec")
+    alone = line(make_plan(config(systems=["s3rec"], seeds=[1]), rates[:2], gpu=False), "finetune", "s3rec")
     assert alone.hours is None
 
 
 def test_from_scratch_has_its_own_rate_where_it_was_measured(config):
-    rates = [even("unisrec"), even("unisrec", "scratch", step=3.0), even("unisrec", "pretrain")]
+    rates = even("unisrec") + even("unisrec", "scratch", step=3.0) + even("unisrec", "pretrain")
     scratch = line(make_plan(config(systems=["unisrec"]), rates, gpu=False), "finetune", "unisrec")
     plan = make_plan(config(systems=["unisrec"], sources=["office"]), rates, gpu=False)
     transferred = line(plan, "finetune", "unisrec")
@@ -129,7 +130,7 @@ def test_from_scratch_has_its_own_rate_where_it_was_measured(config):
 
 
 def test_a_variant_takes_the_rate_of_what_it_is_based_on(config):
-    found = line(make_plan(config(systems=["mmm4rec_noid"]), [even("mmm4rec")], gpu=False), "finetune", "mmm4rec_noid")
+    found = line(make_plan(config(systems=["mmm4rec_noid"]), even("mmm4rec"), gpu=False), "finetune", "mmm4rec_noid")
     assert found.rate_from == "rates of cpu, 1 thread, of mmm4rec"
     assert found.hours > 0
 
@@ -143,19 +144,24 @@ def test_a_variant_takes_the_rate_of_what_it_is_based_on(config):
     ],
 )
 def test_a_rate_of_other_settings_says_so(config, change):
-    found = line(make_plan(config(**change), [even("sasrec")], gpu=False), "finetune", "sasrec")
+    found = line(make_plan(config(**change), even("sasrec"), gpu=False), "finetune", "sasrec")
     assert found.rate_from == "rates of cpu, 1 thread, at other settings"
+
+
+def test_a_rate_at_one_size_says_so(config):
+    found = line(make_plan(config(), even("sasrec", items=[300]), gpu=False), "finetune", "sasrec")
+    assert found.rate_from == "rates of cpu, 1 thread, at 300 items alone"
 
 
 def test_longer_training_is_the_same_work(config):
     own = config(finetune={"epochs": 20, "patience": 20, "learning_rate": 0.5})
-    found = line(make_plan(own, [even("sasrec")], gpu=False), "finetune", "sasrec")
+    found = line(make_plan(own, even("sasrec"), gpu=False), "finetune", "sasrec")
     assert found.rate_from == "rates of cpu, 1 thread"
     assert found.hours_least == found.hours_most
 
 
 def test_a_pre_training_and_a_first_stage_at_their_settings(config):
-    rates = [even("s3rec"), even("s3rec", "indomain"), even("mmm4rec"), even("mmm4rec", "pretrain")]
+    rates = even("s3rec") + even("s3rec", "indomain") + even("mmm4rec") + even("mmm4rec", "pretrain")
     plan = make_plan(config(systems=["s3rec", "mmm4rec"], sources=["office"]), rates, gpu=False)
     assert {one.rate_from for one in plan.lines if one.system} == {"rates of cpu, 1 thread"}
 
@@ -163,14 +169,14 @@ def test_a_pre_training_and_a_first_stage_at_their_settings(config):
 def test_a_finished_run_of_pop_tells_no_time(config):
     own = config(systems=["pop"])
     write_finished(own, "pop", "scientific", 1, epochs=0)
-    found = line(make_plan(own, [even("pop")], gpu=False), "finetune", "pop")
+    found = line(make_plan(own, even("pop"), gpu=False), "finetune", "pop")
     assert found.rate_from == "rates of cpu, 1 thread"
     assert found.hours > 0
 
 
 def test_an_unknown_domain_has_no_hours(config):
     own = config(domains={"scientific": {"amazon": "Some_Shop"}})
-    plan = make_plan(own, [even("sasrec")], gpu=False)
+    plan = make_plan(own, even("sasrec"), gpu=False)
     found = line(plan, "finetune", "sasrec")
     assert (found.hours, found.not_estimated, found.rate_from) == (None, 2, "size unknown")
     assert plan.sizes == {"scientific": None}
@@ -181,7 +187,7 @@ def test_own_runs_come_before_shipped_rates(config, make_domain):
     own = config()
     make_domain([[1, 2, 3, 4, 5]] * 2, name="r/domains/scientific")
     write_finished(own, "sasrec", "scientific", 1)
-    found = line(make_plan(own, [even("sasrec")], gpu=False), "finetune", "sasrec")
+    found = line(make_plan(own, even("sasrec"), gpu=False), "finetune", "sasrec")
     assert (found.jobs, found.done, found.left, found.out_of_date) == (2, 1, 1, 0)
     assert found.rate_from == "own runs"
     assert found.epochs_from == "median of 1 finished runs"
@@ -193,7 +199,7 @@ def test_own_runs_come_before_shipped_rates(config, make_domain):
 def test_a_run_with_other_settings_is_out_of_date_and_no_measure(config):
     own = config(seeds=[1])
     write_finished(own, "sasrec", "scientific", 1, settings={"hidden_size": 1})
-    found = line(make_plan(own, [even("sasrec")], gpu=False), "finetune", "sasrec")
+    found = line(make_plan(own, even("sasrec"), gpu=False), "finetune", "sasrec")
     assert (found.left, found.out_of_date, found.rate_from) == (1, 1, "rates of cpu, 1 thread")
 
 
@@ -202,7 +208,7 @@ def test_own_runs_elsewhere_scale_the_rates(config):
     own = config(seeds=[1])
     write_finished(own, "sasrec", "office", 1, seconds=4 * (2 + 4227.99))
     ranking = 3 + 84.42
-    found = line(make_plan(own, [even("sasrec")], gpu=False), "finetune", "sasrec")
+    found = line(make_plan(own, even("sasrec"), gpu=False), "finetune", "sasrec")
     assert found.rate_from == "own runs on other domains, scaled by rates of cpu, 1 thread"
     assert found.hours_least == pytest.approx(4 * (11 * (2 + 341.01 + ranking) + 2 * ranking) / 3600)
     without = line(make_plan(own, [], gpu=False), "finetune", "sasrec")
@@ -212,10 +218,10 @@ def test_own_runs_elsewhere_scale_the_rates(config):
 
 
 def test_a_gpu_without_rates_is_planned_on_a_cpu_and_says_so(config):
-    plan = make_plan(config(), [even("sasrec")], gpu=True)
+    plan = make_plan(config(), even("sasrec"), gpu=True)
     assert line(plan, "finetune", "sasrec").device == "CPU"
     assert plan.notes[0].startswith("No GPU rate of sasrec")
-    rates = [even("sasrec"), even("sasrec", device="H100", step=0.01, gpu_memory=700.0)]
+    rates = even("sasrec") + even("sasrec", device="H100", step=0.01, gpu_memory=700.0)
     plan = make_plan(config(), rates, gpu=True)
     assert plan.notes == []
     found = line(plan, "finetune", "sasrec")
@@ -223,7 +229,7 @@ def test_a_gpu_without_rates_is_planned_on_a_cpu_and_says_so(config):
 
 
 def test_the_gpu_measured_last_or_the_one_named(config):
-    rates = [even("sasrec", device="H100", date="2026-01-02"), even("sasrec", device="A100", date="2026-01-01")]
+    rates = even("sasrec", device="H100", date="2026-01-02") + even("sasrec", device="A100", date="2026-01-01")
     found = line(make_plan(config(), rates, gpu=True), "finetune", "sasrec")
     assert found.rate_from == "rates of H100"
     found = line(make_plan(config(), rates, gpu=True, gpu_name="a100"), "finetune", "sasrec")
@@ -244,7 +250,7 @@ def test_steps_without_training_go_by_own_benchmarks(config):
 
 def test_disk(config):
     own = config(systems=["sasrec_t"], seeds=[1])
-    plan = make_plan(own, [even("sasrec_t")], gpu=False)
+    plan = make_plan(own, even("sasrec_t"), gpu=False)
     to_come = {row.what: row.to_come for row in plan.disk}
     assert to_come == {
         "raw files": None,  # the publisher states no size
@@ -310,7 +316,7 @@ def test_a_pre_training_of_the_same_sources_is_a_measure(config):
 
 
 def test_a_plan_on_the_screen_and_in_files(config, tmp_path):
-    plan = make_plan(config(), [even("sasrec")], gpu=True)
+    plan = make_plan(config(), even("sasrec"), gpu=True)
     file = io.StringIO()
     print_plan(plan, Console(file=file))
     text = file.getvalue()
@@ -341,7 +347,7 @@ def test_nothing_left_is_no_hours(config, make_domain):
         path = own.results / f"tables/table{number}.csv"
         path.parent.mkdir(exist_ok=True)
         path.touch()
-    plan = make_plan(own, [even("pop")], gpu=True)
+    plan = make_plan(own, even("pop"), gpu=True)
     assert {one.left for one in plan.lines} == {0}
     assert all(one.hours is None and not one.rate_from for one in plan.lines)
     assert plan.notes == []
