@@ -15,7 +15,7 @@ import typer
 from typer.core import TyperGroup
 
 from mmm4rec import __version__
-from mmm4rec.config import json_schema, read_system, read_yaml, system_keys
+from mmm4rec.config import json_schema, load_config, read_system, read_yaml, system_keys, uses_gpu
 from mmm4rec.data.registry import Edition, Kind
 from mmm4rec.errors import UserError
 from mmm4rec.io import write_text
@@ -240,6 +240,49 @@ def finetune(
     from mmm4rec.training.finetune import finetune as run
 
     run(read_settings(settings), domain, features, pretrained, out, state=state, device=device, tensorboard=tensorboard)
+
+
+# ------------------------------------------------------------------------------------------------ cost
+
+
+@app.command()
+def plan(
+    configfile: Annotated[list[Path], typer.Option(help="laid over config.yaml; repeat")] = [],  # noqa: B006
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda or part of a GPU's name; default: what would run")
+    ] = None,
+    rates: Annotated[Path | None, typer.Option(help="rates that `mmm4rec rates` wrote, besides those shipped")] = None,
+    runs: Annotated[list[Path], typer.Option(help="folder with further finished runs; repeat")] = [],  # noqa: B006
+    out: Annotated[Path | None, typer.Option(help="write the plan too: .csv or .json")] = None,
+) -> None:
+    """Say what all tables of a configuration cost: jobs, hours, memory, disk."""
+    from mmm4rec.planning.cost import make_plan
+    from mmm4rec.planning.rates import latest, read_rates
+    from mmm4rec.planning.show import print_plan, write_plan
+
+    config = load_config("config.yaml", *configfile)
+    known = latest(read_rates(), read_rates(rates) if rates else [])
+    gpu = uses_gpu(config) if device in (None, "auto") else device != "cpu"
+    name = device if device not in (None, "auto", "cpu", "cuda") else ""
+    made = make_plan(config, known, gpu=gpu, gpu_name=name or "", runs=runs)
+    if out:
+        write_plan(made, out)
+    print_plan(made)
+
+
+@app.command()
+def rates(
+    out: Out,
+    system: Annotated[list[str], typer.Option(help="key of a system; repeat; default: all")] = [],  # noqa: B006
+    steps: Annotated[int, typer.Option(min=1, help="optimiser steps that are timed")] = 1,
+    device: Device = "auto",
+) -> None:
+    """Measure what training and ranking take here, on invented catalogues, for `mmm4rec plan`."""
+    from mmm4rec.planning.measure import measure
+
+    for key in system:
+        read_system(key)  # a wrong key is known before hours of measuring
+    measure(out, system or system_keys(), device=device, steps=steps)
 
 
 # ------------------------------------------------------------------------------------------------ results

@@ -5,7 +5,9 @@ values that change its output; the workflow hands them over as rule parameters, 
 This module imports neither torch nor polars: the workflow reads it at every call.
 """
 
+import shutil
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -22,6 +24,7 @@ from pydantic import (
     model_validator,
 )
 
+from mmm4rec.data.registry import Edition, Kind, paper_name, raw_path
 from mmm4rec.errors import UserError
 from mmm4rec.versions import VERSIONS
 
@@ -301,6 +304,17 @@ def read_system(key: str) -> SystemFile:
     return validated(SystemFile, values, SYSTEMS_DIR / f"{key}.yaml")
 
 
+def bases(key: str) -> list[str]:
+    """The systems that a system's settings file changes, the nearest first; none if it stands on its own."""
+    return [name for name, _ in _lineage(key)][-2::-1]
+
+
+@lru_cache
+def _settings_file(path: Path, changed: int) -> dict[str, Any]:
+    """A settings file, read once a change: a plan asks for the same ones hundreds of times."""
+    return read_yaml(path)
+
+
 def _lineage(key: str) -> list[tuple[str, dict[str, Any]]]:
     """The settings files a system is made of, by system: the one that all is based on first, its own last."""
     files: list[tuple[str, dict[str, Any]]] = []
@@ -311,7 +325,7 @@ def _lineage(key: str) -> list[tuple[str, dict[str, Any]]]:
         path = SYSTEMS_DIR / f"{key}.yaml"
         if not path.exists():
             raise UserError(f"unknown system {key!r}; known: {', '.join(system_keys())}")
-        own = read_yaml(path)
+        own = dict(_settings_file(path, path.stat().st_mtime_ns))
         files.append((key, own))
         key = own.pop("base", None)
     return files[::-1]
@@ -563,3 +577,48 @@ def table_systems(config: Config, *tables: int) -> list[str]:
 def truncated_systems(config: Config) -> list[str]:
     """The configured systems that stand in figure 2, in the tables' order."""
     return [key for key in system_keys() if key in config.systems and key in config.fig2.systems]
+
+
+def truncations(config: Config) -> list[tuple[str, int, int]]:
+    """System, last items and seed of each run of figure 2; none if that is made only when asked for by name."""
+    if config.fig2.domain not in (*config.sources, *config.targets):
+        return []
+    seeds = config.fig2.seeds or config.seeds[:1]
+    return [(s, last, seed) for s in truncated_systems(config) for last in config.fig2.lengths for seed in seeds]
+
+
+def all_table_numbers(config: Config) -> list[int]:
+    """The tables from II on that some configured system and target stand in.
+
+    Table IV needs images, and whether own features have some shows when they are read: ask for it by name then.
+    """
+    numbers = [n for n in (2, 3, 4, 5, 6) if table_systems(config, n) and table_domains(config, n)]
+    own = any(config.domains[name.removesuffix(WITH_IMAGE)].features for name in table_domains(config, 4))
+    return [n for n in numbers if n != 4 or not own]
+
+
+def reads_features(config: Config, system: str) -> bool:
+    """Whether a system reads text or images."""
+    return not {"text", "image"}.isdisjoint(resolve_system(config, system).reads)
+
+
+def raw_files(config: Config) -> dict[Path, tuple[str, Edition, Kind]]:
+    """Category, edition and kind of every raw file of Amazon Reviews that a domain is prepared from, by its path."""
+    kinds: tuple[Kind, ...] = ("ratings", "metadata")
+    return {
+        raw_path(config.raw, spec.amazon, spec.edition, kind): (spec.amazon, spec.edition, kind)
+        for spec in config.domains.values()
+        if spec.amazon
+        for kind in kinds
+    }
+
+
+def uses_gpu(config: Config) -> bool:
+    """Whether training runs on a GPU, by the configuration and by what this machine has."""
+    return config.device == "cuda" or (config.device == "auto" and shutil.which("nvidia-smi") is not None)
+
+
+def paper_domain(config: Config, domain: str) -> str | None:
+    """What the paper calls a domain, if it is one of the paper's: of the 2018 edition, filtered as there."""
+    spec = config.domains[domain]
+    return paper_name(spec.amazon) if spec.amazon and (spec.edition, spec.k_core) == (2018, 5) else None

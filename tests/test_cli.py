@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from typer.testing import CliRunner
@@ -13,6 +14,7 @@ from mmm4rec import cli
 from mmm4rec.config import json_schema, system_keys
 from mmm4rec.errors import UserError
 
+ROOT = Path(__file__).resolve().parents[1]
 SETTINGS = {"version": 1, "k": [1, 2]}
 
 
@@ -48,14 +50,15 @@ def test_schema_is_printed_or_written(tmp_path):
     assert json.loads((tmp_path / "s.json").read_text()) == json_schema()
 
 
-def test_listing_systems_imports_nothing_heavy():
+@pytest.mark.parametrize("command", [["systems"], ["plan", "--configfile", str(ROOT / "config/demo.yaml")]])
+def test_looking_things_up_imports_nothing_heavy(command):
     code = (
         "import sys; from mmm4rec.cli import app\n"
-        "try: app(['systems'])\n"
+        f"try: app({command})\n"
         "except SystemExit: pass\n"
         "print([m for m in ('torch', 'polars', 'open_clip', 'snakemake', 'requests') if m in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.splitlines()[-1] == "[]"
 
 
@@ -163,6 +166,47 @@ def test_the_sparsity_table_and_its_figure(calls):
     nothing = run(*options, '{"systems": []}')
     assert nothing.exit_code == 2
     assert "none of the configured `systems` stands in table 2 or 3" in nothing.stderr
+
+
+def invented(device):
+    """A rate that differs from others by its device."""
+    return SimpleNamespace(device=device, key=("pop", "finetune"), items=1)
+
+
+def test_plan(calls, monkeypatch, tmp_path):
+    made = calls("mmm4rec.planning.cost.make_plan")
+    shown, written = calls("mmm4rec.planning.show.print_plan"), calls("mmm4rec.planning.show.write_plan")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("mmm4rec.planning.rates.read_rates", lambda path=None: [invented(str(path))])
+    monkeypatch.setattr("mmm4rec.config.shutil.which", lambda name: None)
+    assert "error: config.yaml: no such file" in run("plan").stderr
+    domain = "domains: {a: {amazon: A}, b: {amazon: B}}\n"
+    Path("config.yaml").write_text(domain + "targets: [a]\nsystems: [pop]\nencoder: {batch_size: 1, name: one}\n")
+    Path("over.yaml").write_text("targets: [b]\nencoder: {name: other}\n")
+    assert run("plan").exit_code == 0
+    more = ["--device", "H100", "--rates", "x.csv", "--runs", "p", "--runs", "q", "--out", "o.csv"]
+    assert run("plan", "--configfile", "over.yaml", *more).exit_code == 0
+    assert run("plan", "--device", "cuda").exit_code == 0
+    (plain, options), (over, others), (_, cuda) = made
+    assert (plain[0].targets, over[0].targets) == (["a"], ["b"])
+    assert (over[0].encoder.name, over[0].encoder.batch_size) == ("other", 1)  # merged, key by key
+    assert (plain[1], options) == ([invented("None")], {"gpu": False, "gpu_name": "", "runs": []})
+    assert over[1] == [invented("None"), invented("x.csv")]
+    assert others == {"gpu": True, "gpu_name": "H100", "runs": [Path("p"), Path("q")]}
+    assert (cuda["gpu"], cuda["gpu_name"]) == (True, "")
+    assert written == [((None, Path("o.csv")), {})]
+    assert len(shown) == 3
+
+
+def test_rates(calls):
+    made = calls("mmm4rec.planning.measure.measure")
+    assert run("rates", "--out", "r.csv").exit_code == 0
+    assert run("rates", "--out", "r.csv", "--system", "pop", "--steps", 3, "--device", "cpu").exit_code == 0
+    assert made == [
+        ((Path("r.csv"), system_keys()), {"device": "auto", "steps": 1}),
+        ((Path("r.csv"), ["pop"]), {"device": "cpu", "steps": 3}),
+    ]
+    assert "unknown system 'nope'" in run("rates", "--out", "r.csv", "--system", "nope").stderr
 
 
 def test_recommend_prints_a_line_an_item(monkeypatch, calls):

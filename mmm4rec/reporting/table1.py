@@ -36,6 +36,17 @@ def published_users(domain: str) -> set[int]:
     return {int(row["users"]), *map(int, right)} if row else set()
 
 
+def published_sizes(domain: str) -> dict[str, int] | None:
+    """Users, items, images and interactions of one of the paper's domains, slips of print put right; None for others.
+
+    The domain ``pretrain`` is the union of the five sources.
+    """
+    row = _published().get(domain)
+    if row is None:
+        return None
+    return {name: int(SLIPS.get((domain, name), (row[name],))[0]) for name in SIZES[:4]}
+
+
 def _published() -> dict[str, dict[str, str]]:
     with PUBLISHED.open(encoding="utf-8", newline="") as file:
         return {row.pop("domain"): row for row in csv.DictReader(file)}

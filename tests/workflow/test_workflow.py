@@ -1,5 +1,6 @@
 """The workflow as a user calls it: what runs, what does not run again, and what a mistake looks like."""
 
+import contextlib
 import csv
 import json
 import os
@@ -8,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+
+from mmm4rec.config import load_config
+from mmm4rec.planning.jobs import all_jobs
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLE = ROOT / "config/examples/own_domain.yaml"
@@ -226,6 +231,37 @@ def test_the_conda_environment_names_the_packages_of_the_project():
     assert conda == [line for line in project if not line.startswith("snakemake")]
 
 
+# ------------------------------------------------------------------------------------------------ mmm4rec plan
+
+
+def left(folder, example=EXAMPLE, **changes):
+    """Jobs that `mmm4rec plan` says are left: {rule: number}; relative paths are those of ``folder``."""
+    own = folder / "plan.yaml"
+    own.write_text(yaml.safe_dump(changes))
+    with contextlib.chdir(folder):
+        jobs = all_jobs(load_config(ROOT / "config.yaml", *([example] if example else []), own))
+    return dict(Counter(job.rule for job in jobs if job.state != "done"))
+
+
+def worked(jobs):
+    """Without the jobs that only put results together."""
+    reporting = {rule for rule in jobs if rule.endswith(("table", "table1"))}
+    reporting |= {"sparsity", "figure", "cost", "provenance", "page"}
+    return {rule: count for rule, count in jobs.items() if rule not in reporting}
+
+
+@pytest.mark.parametrize("name", [None, "demo", "examples/edition_2023", "examples/released", "examples/own_domain"])
+def test_the_plan_counts_the_jobs_of_a_dry_run(shop, name):
+    example = name and ROOT / f"config/{name}.yaml"
+    assert left(shop, example) == worked(planned(shop, example=example))
+
+
+def test_the_plan_counts_no_raw_file_that_is_there(tmp_path):
+    (tmp_path / "data/raw").mkdir(parents=True)
+    (tmp_path / "data/raw/Prime_Pantry.csv").write_text("brought by hand")
+    assert left(tmp_path, None) == worked(planned(tmp_path, example=None))
+
+
 # ------------------------------------------------------------------------------------------------ runs
 
 
@@ -272,6 +308,9 @@ def test_own_domain_end_to_end_and_what_runs_again(shop):
     assert planned(shop, **quick | epochs) == {"finetune": 2} | all_tables  # pop has nothing to train
     assert planned(shop, **quick | {"settings": {"sasrec": {"layers": 1}}}) == {"finetune": 1} | table2
     assert planned(shop, **quick | {"seeds": [1, 2]}) == {"finetune": 3} | all_tables
+
+    for changes in ({}, {"seeds": [1, 2]}, epochs, {"settings": {"sasrec": {"layers": 1}}}, {"device": "auto"}):
+        assert left(shop, **quick | changes) == worked(planned(shop, **quick | changes))
 
     alone = snakemake(shop, "results/my_shop/tables/table2/my_shop.csv", **quick)
     assert alone[0] == 0, alone[1]

@@ -4,20 +4,23 @@ import json
 import os
 import re
 import shlex
-import shutil
 import sys
 from itertools import chain
 from pathlib import Path
 
 from mmm4rec.config import (
     WITH_IMAGE,
+    all_table_numbers,
     embed_settings,
     features_path,
     finetune_settings,
+    paper_domain,
     parse_config,
     prepare_settings,
     pretrain_key,
     pretrain_settings,
+    raw_files,
+    reads_features,
     resolve_system,
     result_settings,
     system_keys,
@@ -25,9 +28,11 @@ from mmm4rec.config import (
     table_systems,
     truncated_systems,
     truncation_settings,
+    truncations,
+    uses_gpu,
     with_image_settings,
 )
-from mmm4rec.data.registry import paper_name, raw_path
+from mmm4rec.data.registry import raw_path
 from mmm4rec.errors import UserError
 from mmm4rec.versions import VERSIONS
 
@@ -49,18 +54,13 @@ os.environ |= {
     "MMM4REC_TIMEOUT": str(CONFIG.images.timeout),
     "MMM4REC_TRIES": str(CONFIG.images.tries),
 }
-GPU = int(CONFIG.device == "cuda" or (CONFIG.device == "auto" and shutil.which("nvidia-smi") is not None))
+GPU = int(uses_gpu(CONFIG))
 TARGETS = "|".join(map(re.escape, CONFIG.targets))
 DOMAINS = "|".join(map(re.escape, CONFIG.domains))
 PREPARED = "|".join(map(re.escape, [*CONFIG.domains, *(name + WITH_IMAGE for name in CONFIG.targets)]))
 
 # path of a raw file: (category, edition, kind)
-RAW_FILES = {
-    str(raw_path(CONFIG.raw, spec.amazon, spec.edition, kind)): (spec.amazon, spec.edition, kind)
-    for spec in CONFIG.domains.values()
-    if spec.amazon
-    for kind in ("ratings", "metadata")
-}
+RAW_FILES = {str(path): about for path, about in raw_files(CONFIG).items()}
 DEMO_FILES = [path for path, (category, _, _) in RAW_FILES.items() if category.startswith("Demo_")]
 # A file that is there is a source like any other: it causes no request, and nothing ever removes or replaces it.
 MISSING_FILES = [path for path in RAW_FILES if path not in DEMO_FILES and not Path(path).exists()]
@@ -116,7 +116,7 @@ def download_of(wildcards):
     return f"--category {shlex.quote(category)} --edition {edition} --kind {kind}"
 
 
-def raw_files(wildcards):
+def prepare_inputs(wildcards):
     """What a domain is prepared from: two raw files of Amazon Reviews, or the user's own."""
     spec = CONFIG.domains[wildcards.domain]
     if spec.amazon:
@@ -133,14 +133,9 @@ def own_features(wildcards):
     return {name: str(path) for name, path in files.items() if path}
 
 
-def reads_features(system):
-    """Whether a system reads text or images."""
-    return not {"text", "image"}.isdisjoint(resolve_system(CONFIG, system).reads)
-
-
 def features_of(system, domains):
     """Feature files of domains, none if the system does not read them."""
-    return [str(features_path(CONFIG, domain)) for domain in domains] if reads_features(system) else []
+    return [str(features_path(CONFIG, domain)) for domain in domains] if reads_features(CONFIG, system) else []
 
 
 def pretrain_inputs(wildcards):
@@ -164,7 +159,7 @@ def finetune_inputs(wildcards):
 def table1_inputs(wildcards):
     """Every prepared domain, and their features if any system reads them."""
     domains = [*CONFIG.sources, *CONFIG.targets]
-    some_system = next(filter(reads_features, CONFIG.systems), None)
+    some_system = next((name for name in CONFIG.systems if reads_features(CONFIG, name)), None)
     return {
         "domain": [domain_file(name) for name in domains],
         "features": features_of(some_system, domains) if some_system else [],
@@ -225,40 +220,29 @@ def truncation_runs(domain):
     )
 
 
-def table_numbers():
-    """Tables of runs that are made without being asked for: those that some configured system stands in.
-
-    Table IV needs images, and whether own features have some shows when they are read: ask for it by name then.
-    """
-    numbers = [n for n in (2, 3, 4, 5, 6) if table_systems(CONFIG, n) and table_domains(CONFIG, n)]
-    if any(CONFIG.domains[name.removesuffix(WITH_IMAGE)].features for name in table_domains(CONFIG, 4)):
-        numbers = [n for n in numbers if n != 4]
-    return numbers
-
-
 def trained_systems(target):
     """Systems that are trained on a target for these tables; those that count alone (Pop) have no learning curve."""
-    numbers = [n for n in table_numbers() if target in table_domains(CONFIG, n)]
+    numbers = [n for n in all_table_numbers(CONFIG) if target in table_domains(CONFIG, n)]
     systems = dict.fromkeys(system for n in numbers for system in table_systems(CONFIG, n))
     return [system for system in systems if resolve_system(CONFIG, system).finetune]
 
 
 def all_runs():
     """Every run of these tables once."""
-    tables = [runs_of(table_systems(CONFIG, n), table_domains(CONFIG, n)) for n in table_numbers()]
+    tables = [runs_of(table_systems(CONFIG, n), table_domains(CONFIG, n)) for n in all_table_numbers(CONFIG)]
     return list(dict.fromkeys(chain.from_iterable(tables)))
 
 
 def all_trainings(wildcards):
     """Every run of the tables, and the pre-training they start from."""
-    systems = dict.fromkeys(system for n in table_numbers() for system in table_systems(CONFIG, n))
+    systems = dict.fromkeys(system for n in all_table_numbers(CONFIG) for system in table_systems(CONFIG, n))
     starts = dict.fromkeys(start for system in systems if (start := pretrain_key(CONFIG, system)))
     return [*expand("<results>/pretrained/{start}/metrics.json", start=starts), *all_runs()]
 
 
 def all_tables():
     """Every table that is made without being asked for, with its page of the report."""
-    tables = ["table1", *(f"table{number}" for number in table_numbers())]
+    tables = ["table1", *(f"table{number}" for number in all_table_numbers(CONFIG))]
     tables += ["sparsity"] if table_systems(CONFIG, 2, 3) else []
     tables += ["cost"] if all_runs() else []
     pages = [*tables, *(["provenance"] if all_runs() else [])]
@@ -268,7 +252,7 @@ def all_tables():
 def all_figures():
     """Every figure that is made without being asked for: figure 2 only of a domain that is prepared anyway."""
     figures = []
-    if truncated_systems(CONFIG) and CONFIG.fig2.domain in (*CONFIG.sources, *CONFIG.targets):
+    if truncations(CONFIG):
         figures.append("fig2")
     if table_systems(CONFIG, 5):
         figures.append("fig4")
@@ -347,12 +331,8 @@ def result_params(wildcards):
 
 def table1_params(wildcards):
     """Settings of Table I, as JSON; comparable with print are domains of the 2018 edition, filtered as in the paper."""
-    used = {name: CONFIG.domains[name] for name in [*CONFIG.sources, *CONFIG.targets]}
-    published = {
-        name: paper_name(spec.amazon)
-        for name, spec in used.items()
-        if spec.amazon and paper_name(spec.amazon) and (spec.edition, spec.k_core) == (2018, 5)
-    }
+    names = {name: paper_domain(CONFIG, name) for name in [*CONFIG.sources, *CONFIG.targets]}
+    published = {name: printed for name, printed in names.items() if printed}
     settings = {"published": published, "gate": CONFIG.gate, "sources": CONFIG.sources}
     return json.dumps({"version": VERSIONS["tables"], **settings})
 

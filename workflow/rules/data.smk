@@ -40,7 +40,7 @@ rule download:
 
 rule prepare:
     input:
-        unpack(raw_files),
+        unpack(prepare_inputs),
     output:
         interactions="<results>/domains/{domain}/interactions.parquet",
         items_="<results>/domains/{domain}/items.parquet",

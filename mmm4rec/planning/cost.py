@@ -1,0 +1,477 @@
+"""What the jobs of a configuration cost: hours, memory and disk, each with where the number comes from."""
+
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from mmm4rec.config import WITH_IMAGE, Config, bases, paper_domain, raw_files, read_system, system_keys
+from mmm4rec.data.registry import source
+from mmm4rec.planning.finished import Finished, about_sources, benchmarks, finished_runs, same_work
+from mmm4rec.planning.jobs import Job, all_jobs
+from mmm4rec.planning.rates import Rate, at_size, epoch_seconds, ranking_seconds
+from mmm4rec.planning.sizes import Size, domain_size, union_size
+from mmm4rec.reporting.published import published
+
+TRAINING = ("pretrain", "finetune", "truncate")
+MEASURED_STEPS = ("prepare", "images", "embed", "import_features", "with_image")  # their time goes with the items
+#: in which the steps are shown
+ORDER = dict.fromkeys(["demo", "download", "encoder", *MEASURED_STEPS, *TRAINING])
+CPU, GPU = "CPU", "GPU"
+#: width of an encoder's vectors, float16
+WIDTHS = {"hf-hub:timm/ViT-B-16-SigLIP": 768, "tiny": 128}
+RANK_BYTES = 8  # a user of ranks.parquet, before it is compressed
+
+Range = tuple[float, float, float]  # least, estimate, most
+
+
+@dataclass
+class Line:
+    """Jobs of one step, of one system and one kind of device where it trains.
+
+    Hours, memory and epochs are of what is left to do. Hours are None where nothing of it can be estimated;
+    ``not_estimated`` jobs are not in them.
+    """
+
+    step: str
+    system: str
+    device: str
+    jobs: int = 0
+    done: int = 0
+    out_of_date: int = 0
+    not_estimated: int = 0
+    hours_least: float | None = None
+    hours: float | None = None
+    hours_most: float | None = None
+    epochs_least: int | None = None
+    epochs_most: int | None = None
+    epochs_from: str = ""
+    rate_from: str = ""
+    memory_mib: float | None = None
+    gpu_memory_mib: float | None = None
+
+    @property
+    def left(self) -> int:
+        """Jobs that are to be run."""
+        return self.jobs - self.done
+
+
+@dataclass
+class Disk:
+    """Bytes of one kind of file: there already, and still to come (None: unknown, and ``note`` says why)."""
+
+    what: str
+    there: int
+    to_come: int | None
+    note: str = ""
+
+
+@dataclass
+class Plan:
+    """The whole of it."""
+
+    lines: list[Line]
+    disk: list[Disk]
+    sizes: dict[str, Size | None]
+    notes: list[str] = field(default_factory=list)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What one job takes."""
+
+    device: str
+    seconds: Range | None = None
+    epochs: tuple[int, int, int] | None = None
+    epochs_from: str = ""
+    rate_from: str = ""
+    memory: float | None = None
+    gpu_memory: float | None = None
+
+
+def make_plan(
+    config: Config, rates: Sequence[Rate], *, gpu: bool, gpu_name: str = "", runs: Sequence[Path] = ()
+) -> Plan:
+    """The plan of all tables of a configuration.
+
+    Args:
+        config: the configuration.
+        rates: measured rates of any devices.
+        gpu: plan for a GPU; steps without a rate on one are given in hours of a CPU.
+        gpu_name: part of its name as in ``rates``; empty: the one measured last.
+        runs: folders with further finished runs, whose times and epochs are known.
+
+    Raises:
+        UserError: a folder of ``runs`` is not there, or a finished run is damaged.
+    """
+    jobs = all_jobs(config)
+    names = dict.fromkeys([*config.sources, *config.targets, *(job.domain for job in jobs if job.domain)])
+    sizes = {name: domain_size(config, name) for name in names}
+    own = [config.results] if config.results.exists() else []
+    trainings = _Trainings(config, dict(sizes), finished_runs([*own, *runs]), rates, gpu, gpu_name)
+    rules = dict.fromkeys(job.rule for job in jobs if not job.stage)
+    other = {rule: benchmarks(config.results, rule) for rule in rules}
+
+    def estimate(job: Job) -> Estimate:
+        if job.stage:
+            return trainings.estimate(job)
+        return _from_benchmarks(job, other[job.rule], sizes, GPU if gpu and job.rule == "embed" else CPU)
+
+    return Plan(_lines(jobs, estimate), _disk(config, jobs, sizes, trainings), sizes, trainings.notes())
+
+
+def _lines(jobs: Iterable[Job], estimate: Callable[[Job], Estimate]) -> list[Line]:
+    lines: dict[tuple[str, str, str], Line] = {}
+    # those that are done last: they need no estimate, and stand in a line that is there already, if any is
+    for job in sorted(jobs, key=lambda job: job.state == "done"):
+        if job.state == "done":
+            devices = [device for rule, system, device in lines if (rule, system) == (job.rule, job.system)]
+            one = Estimate(devices[0] if devices else "")
+        else:
+            one = estimate(job)
+        line = lines.setdefault((job.rule, job.system, one.device), Line(job.rule, job.system, one.device))
+        line.jobs += 1
+        line.done += job.state == "done"
+        line.out_of_date += job.state == "out of date"
+        if job.state == "done":
+            continue
+        line.rate_from = _both(line.rate_from, one.rate_from)
+        line.memory_mib = _most(line.memory_mib, one.memory)
+        line.gpu_memory_mib = _most(line.gpu_memory_mib, one.gpu_memory)
+        if one.epochs:
+            line.epochs_from = _both(line.epochs_from, one.epochs_from)
+            line.epochs_least = min(line.epochs_least or one.epochs[0], one.epochs[0])
+            line.epochs_most = max(line.epochs_most or 0, one.epochs[2])
+        if one.seconds is None:
+            line.not_estimated += 1
+            continue
+        least, seconds, most = (s / 3600 for s in one.seconds)
+        line.hours_least = (line.hours_least or 0.0) + least
+        line.hours = (line.hours or 0.0) + seconds
+        line.hours_most = (line.hours_most or 0.0) + most
+    rules, systems = list(ORDER), ["", *system_keys()]
+    return sorted(lines.values(), key=lambda line: (rules.index(line.step), systems.index(line.system)))
+
+
+def _both(one: str, other: str) -> str:
+    return "; ".join(dict.fromkeys(part for part in (*one.split("; "), other) if part))
+
+
+def _most(one: float | None, other: float | None) -> float | None:
+    return max((value for value in (one, other) if value), default=None)
+
+
+def _from_benchmarks(
+    job: Job, finished: dict[str, tuple[float, float]], sizes: dict[str, Size | None], device: str
+) -> Estimate:
+    """Of a step that trains nothing: as its own job took before, else as those of other domains did, item by item."""
+    name = job.domain.removesuffix(WITH_IMAGE)
+    if name in finished and job.rule != "download":
+        seconds, memory = finished[name]
+        return Estimate(device, (seconds,) * 3, rate_from="own benchmarks", memory=memory)
+    size = sizes.get(name)
+    known = [(s / z.items, memory) for other, (s, memory) in finished.items() if (z := sizes.get(other))]
+    if job.rule in MEASURED_STEPS and size and known:
+        seconds = size.items * _middle(rate for rate, _ in known)
+        memory = max(memory for _, memory in known)
+        return Estimate(device, (seconds,) * 3, rate_from="own benchmarks of other domains, by items", memory=memory)
+    return Estimate(device, rate_from="no rate")
+
+
+class _Trainings:
+    """Estimates of pre-training and fine-tuning jobs."""
+
+    def __init__(
+        self,
+        config: Config,
+        sizes: dict[str, Size | None],
+        finished: list[Finished],
+        rates: Sequence[Rate],
+        gpu: bool,
+        gpu_name: str,
+    ) -> None:
+        self.config, self.sizes, self.finished = config, sizes, finished
+        self.gpu = gpu
+        on_gpu = [r for r in rates if not r.device.startswith("cpu") and gpu_name.lower() in r.device.lower()]
+        newest = max(on_gpu, key=lambda rate: rate.date, default=None)
+        self.rates = {CPU: [r for r in rates if r.device.startswith("cpu")]}
+        self.rates[GPU] = [r for r in on_gpu if newest and r.device == newest.device]
+        self.without_gpu_rate: set[str] = set()
+
+    def size(self, job: Job) -> Size | None:
+        """Size of a target, or of all sources."""
+        if job.rule == "pretrain":
+            return union_size(self.sizes[name] for name in self.config.sources)
+        return self.sizes[job.domain]
+
+    def estimate(self, job: Job) -> Estimate:
+        """Of one job, on a GPU if that is asked for and any rate is known there."""
+        if self.gpu:
+            found = self._on(GPU, job)
+            if found.seconds:
+                return found
+            self.without_gpu_rate.add(job.system)
+        return self._on(CPU, job)
+
+    def notes(self) -> list[str]:
+        """What a reader must know."""
+        if not self.without_gpu_rate:
+            return []
+        systems = ", ".join(sorted(self.without_gpu_rate))
+        return [f"No GPU rate of {systems}: hours of one CPU thread instead. `mmm4rec rates` on the GPU measures them."]
+
+    def shipped(self, device: str, job: Job, stage: str = "") -> list[Rate]:
+        """Rates of a job's system and stage, smallest catalogue first.
+
+        From scratch, where that is measured apart; of the system it is a variant of, where it is not measured itself.
+        """
+        stage = stage or job.stage
+        scratch = stage == "finetune" and not job.settings["pretrained"]
+        for system in (job.system, *bases(job.system)):
+            for wanted in ("scratch", "finetune") if scratch else (stage,):
+                found = [rate for rate in self.rates[device] if rate.key == (system, wanted)]
+                if found:
+                    return sorted(found, key=lambda rate: rate.items)
+        return []
+
+    def _on(self, device: str, job: Job) -> Estimate:
+        size, stage = self.size(job), job.settings["stage"]
+        own = [
+            run
+            for run in self.finished
+            if same_work(run.settings, job.settings)
+            and all(run.settings.get(key) == job.settings.get(key) for key in ("system", "pretrained"))
+            and run.on_gpu == (device == GPU)
+        ]
+        about = job.domain or about_sources(job.settings["sources"])
+        here = [run for run in own if run.about == about]
+        epochs, epochs_from = self._epochs(job)
+        memory, gpu_memory = self._memory(device, job, size, here)
+        rest = {"epochs": epochs, "epochs_from": epochs_from, "memory": memory, "gpu_memory": gpu_memory}
+        found = self._seconds(device, job, size, own, here)
+        if found is None:
+            why = "size unknown" if size is None else "no rate"
+            return Estimate(device, rate_from=why, **rest)  # type: ignore[arg-type]
+        (epoch, validation, indomain), rate_from = found
+        once = 2 * validation if job.stage == "finetune" else 0.0  # validation and test items are ranked at the end
+        if job.settings.get("indomain"):
+            once += indomain * job.settings["indomain"]["epochs"]
+        each = epoch + (validation if stage and job.stage == "finetune" else 0.0)
+        least, likely, most = (once + n * each for n in epochs or (0, 0, 0))
+        return Estimate(device, (least, likely, most), rate_from=rate_from, **rest)  # type: ignore[arg-type]
+
+    def _seconds(
+        self, device: str, job: Job, size: Size | None, own: list[Finished], here: list[Finished]
+    ) -> tuple[Range, str] | None:
+        """Seconds of an epoch, of a validation and of an epoch of the in-domain stage, and where they come from."""
+        if timed := [run for run in here if run.epoch]:  # the ranking of a run that trains nothing is not timed
+            scaled = (
+                _middle(run.epoch for run in timed),
+                _middle(run.validation for run in timed),
+                _middle(run.indomain for run in timed),
+            )
+            return scaled, "own runs"
+        if size is None:
+            return None
+        predicted = self._predicted(device, job, size)
+        known = [(run, z) for run in own if (z := self._size_of(run)) and run.epoch]
+        if predicted is None:
+            if not known:
+                return None
+            # one catalogue tells nothing of how time grows with it: by rows and users alone
+            scaled = (
+                _middle(run.epoch / _rows(job, z) for run, z in known) * _rows(job, size),
+                _middle(run.validation / z.users for run, z in known) * size.users,
+                _middle(run.indomain / z.rows for run, z in known) * size.rows,
+            )
+            return scaled, "own runs on other domains, by rows"
+        label = self._label(device, job)
+        if not known:
+            return predicted, label
+        ratios = [
+            run.epoch / before[0] for run, z in known if (before := self._predicted(device, job, z)) and before[0]
+        ]
+        ratio = _middle(ratios) if ratios else 1.0
+        scaled = (predicted[0] * ratio, predicted[1] * ratio, predicted[2] * ratio)
+        return scaled, f"own runs on other domains, scaled by {label}"
+
+    def _predicted(self, device: str, job: Job, size: Size) -> Range | None:
+        """The same, of measured rates."""
+        rates = self.shipped(device, job)
+        if not rates:
+            return None
+        if job.rule == "pretrain":
+            return epoch_seconds(rates, size.items, size.all_rows), 0.0, 0.0
+        before = self.shipped(device, job, "indomain")
+        if job.settings.get("indomain") and not before:
+            return None
+        indomain = epoch_seconds(before, size.items, size.rows) if before else 0.0
+        trained = epoch_seconds(rates, size.items, size.rows) if job.settings["stage"] else 0.0
+        return trained, ranking_seconds(rates, size.items, size.users), indomain
+
+    def _label(self, device: str, job: Job) -> str:
+        rates, file = self.shipped(device, job), read_system(job.system)
+        rate = rates[0]
+        measured = {"settings": file.settings, "precision": "32-true"}
+        for stage in ("indomain", job.stage):
+            how = getattr(file, stage)
+            measured["stage" if stage == job.stage else stage] = how and how.model_dump()
+        label = f"rates of {rate.device}"
+        if rate.system != job.system:
+            label += f", of {rate.system}"
+        if rate.items == rates[-1].items:
+            label += f", at {rate.items} items alone"
+        if not same_work(measured | ({} if job.stage == "finetune" else {"indomain": None}), job.settings):
+            label += ", at other settings"
+        version = read_system(rate.system).version
+        return label + (f", of version {rate.version}" if rate.version != version else "")
+
+    def _size_of(self, run: Finished) -> Size | None:
+        """Size of what a finished run was trained on, if the configuration has these domains."""
+        names = [run.about] if "domain" in run.settings else run.settings["sources"]
+        for name in names:
+            if name not in self.sizes and name.removesuffix(WITH_IMAGE) in self.config.domains:
+                self.sizes[name] = domain_size(self.config, name)
+        return union_size(self.sizes.get(name) for name in names)
+
+    def _epochs(self, job: Job) -> tuple[tuple[int, int, int] | None, str]:
+        """Least, likely and most epochs, and where the likely number comes from."""
+        stage = job.settings["stage"]
+        if not stage:
+            return None, ""
+        most, patience = stage["epochs"], stage["patience"]
+        if patience is None or job.rule == "pretrain":
+            return (most, most, most), "fixed"
+        least = min(patience + 1, most)
+        whole = job.domain.removesuffix(WITH_IMAGE)
+        printed = published(5).get((paper_domain(self.config, whole) or "", job.system, "epochs_to_best"))
+        runs = [run for run in self.finished if run.settings["system"] == job.system and "domain" in run.settings]
+        if printed is not None:
+            likely, where = round(printed) + patience, "print of Table V"
+        elif runs:
+            likely, where = round(statistics.median(run.epochs for run in runs)), f"median of {len(runs)} finished runs"
+        else:
+            likely, where = most, "unknown: the most"
+        return (least, min(max(likely, least), most), most), where
+
+    def _memory(
+        self, device: str, job: Job, size: Size | None, here: list[Finished]
+    ) -> tuple[float | None, float | None]:
+        """Peak memory in MiB, of the process and on the GPU."""
+        if here:
+            return max(run.memory for run in here), max(run.gpu_memory for run in here) or None
+        rates = self.shipped(device, job) + (self.shipped(device, job, "indomain") if job.stage == "finetune" else [])
+        if not rates or size is None:
+            return None, None
+        stages = [[rate for rate in rates if rate.stage == stage] for stage in dict.fromkeys(r.stage for r in rates)]
+        found = [max(at_size(some, name, size.items) for some in stages) for name in ("memory", "gpu_memory")]
+        return found[0], found[1] or None
+
+    def weights(self, job: Job) -> int | None:
+        """Bytes of the weights that a job writes."""
+        size = self.size(job)
+        rates = self.shipped(GPU, job) or self.shipped(CPU, job)
+        file = read_system(job.system)
+        if size is None or not rates or job.settings["settings"] != file.settings:
+            return None
+        return round(at_size(rates, "weights", size.items))
+
+
+_middle = statistics.median
+
+
+def _rows(job: Job, size: Size) -> int:
+    return size.all_rows if job.rule == "pretrain" else size.rows
+
+
+# ------------------------------------------------------------------------------------------------ disk
+
+
+def _disk(config: Config, jobs: list[Job], sizes: dict[str, Size | None], trainings: _Trainings) -> list[Disk]:
+    left = [job for job in jobs if job.state != "done"]
+    trained = [job for job in left if job.stage]
+    weights = [trainings.weights(job) for job in trained]
+    tested = [sizes[job.domain] for job in left if job.stage == "finetune"]
+    ranked = [size.users * RANK_BYTES if size else None for size in tested]
+    folders = [config.results / name for name in ("runs", "pretrained", "truncation")]
+    models = sum(_bytes(folder, "model.safetensors") for folder in folders)
+    return [
+        _raw_disk(config, jobs, left),
+        _images_disk(config, left, sizes),
+        _features_disk(config, left, sizes),
+        Disk("weights", models, _total(weights), _lacking(weights, "weights of this size not measured")),
+        Disk(
+            "runs, without weights",
+            sum(_bytes(folder) for folder in folders) - models,
+            _total(ranked),
+            _lacking(ranked, "size of the domain unknown") or "ranks, at most",
+        ),
+    ]
+
+
+def _raw_disk(config: Config, jobs: list[Job], left: list[Job]) -> Disk:
+    about = {str(path): key for path, key in raw_files(config).items()}
+    missing = [source(*about[str(job.outputs[0])]).bytes for job in left if job.rule == "download"]
+    there = {path for job in jobs if job.rule in ("download", "demo") for path in job.outputs if path.exists()}
+    return Disk(
+        "raw files",
+        sum(path.stat().st_size for path in there),
+        _total(missing),
+        _lacking(missing, "the publisher states no size"),
+    )
+
+
+def _images_disk(config: Config, left: list[Job], sizes: dict[str, Size | None]) -> Disk:
+    folder = config.results / "images"
+    manifests = sorted(folder.glob("*/manifest.parquet"))
+    pictures = [size for path in manifests for size in _picture_sizes(path)]
+    domains = [sizes[job.domain] for job in left if job.rule == "images"]
+    if not domains:
+        return Disk("images", _bytes(folder), 0)
+    if not pictures:
+        return Disk("images", _bytes(folder), None, "no domain's pictures are there yet to tell their mean size")
+    mean = statistics.fmean(pictures)
+    to_come = [round(size.images * mean) if size else None for size in domains]
+    return Disk("images", _bytes(folder), _total(to_come), _lacking(to_come, "size of the domain unknown"))
+
+
+def _picture_sizes(manifest: Path) -> list[int]:
+    return [n for n in pq.read_table(manifest, columns=["bytes"])["bytes"].to_pylist() if n]
+
+
+def _features_disk(config: Config, left: list[Job], sizes: dict[str, Size | None]) -> Disk:
+    width = WIDTHS.get(config.encoder.source)
+    to_come: list[int | None] = []
+    for job in left:
+        size = sizes.get(job.domain)
+        if job.rule == "embed":
+            to_come.append(2 * width * (size.items + size.images) if width and size else None)
+        elif job.rule == "import_features":  # about what the user's own files take
+            own = config.domains[job.domain].features
+            assert own is not None
+            files = [own] if isinstance(own, Path) else [path for path in (own.text, own.image) if path]
+            to_come.append(sum(path.stat().st_size for path in files) if all(p.exists() for p in files) else None)
+    note = _lacking(to_come, "size of the domain or width of the encoder unknown")
+    return Disk("features", _bytes(config.results / "features"), _total(to_come), note)
+
+
+def _bytes(folder: Path, name: str = "*") -> int:
+    return sum(path.stat().st_size for path in folder.rglob(name) if path.is_file())
+
+
+def _total(values: Sequence[int | None]) -> int | None:
+    """Sum of what is known; None if nothing is."""
+    known = [value for value in values if value is not None]
+    return sum(known) if known or not values else None
+
+
+def _lacking(values: Sequence[int | None], why: str) -> str:
+    lacking = sum(value is None for value in values)
+    return f"without {lacking} of {len(values)} ({why})" if lacking else ""
