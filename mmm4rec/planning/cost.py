@@ -114,7 +114,8 @@ def make_plan(
     jobs = all_jobs(config)
     names = dict.fromkeys([*config.sources, *config.targets, *(job.domain for job in jobs if job.domain)])
     sizes = {name: domain_size(config, name) for name in names}
-    own = [config.results] if config.results.exists() else []
+    # not the whole folder: results of other configurations may lie in it, those of the demo in `results/demo`
+    own = [path for name in ("runs", "pretrained", "truncation") if (path := config.results / name).exists()]
     trainings = _Trainings(config, dict(sizes), finished_runs([*own, *runs]), rates, gpu, gpu_name)
     rules = dict.fromkeys(job.rule for job in jobs if not job.stage)
     other = {rule: benchmarks(config.results, rule) for rule in rules}

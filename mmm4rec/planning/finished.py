@@ -71,7 +71,7 @@ def finished_runs(roots: Iterable[Path]) -> list[Finished]:
     for root in roots:
         if not root.exists():
             raise UserError(f"{root}: no such folder; name one that holds finished runs")
-        for path in sorted(root.rglob("seed_*/metrics.json")) + sorted(root.rglob("pretrained/*/metrics.json")):
+        for path in sorted(root.rglob("metrics.json")):
             try:
                 found.append(_read(path.parent))
             except (FileNotFoundError, KeyError, ValueError) as error:
