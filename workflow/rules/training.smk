@@ -1,4 +1,5 @@
 # The state of an unfinished training is no output, so that Snakemake keeps it: a killed job goes on from it.
+# One thread a job: there are many of them, and side by side they take the least time. `--set-threads finetune=8` else.
 rule pretrain:
     input:
         unpack(pretrain_inputs),
@@ -14,7 +15,6 @@ rule pretrain:
         "<benchmarks>/pretrain/{system}.tsv"
     conda:
         "../../envs/mmm4rec.yaml"
-    threads: 4
     resources:
         mem_mb=16000,
         gpu=GPU,
@@ -29,7 +29,6 @@ rule pretrain:
         " --state {params.state:q} --tensorboard {params.tensorboard:q} > {log} 2>&1"
 
 
-# One thread a job: there are many of them, and side by side they take the least time. `--set-threads finetune=8` else.
 rule finetune:
     input:
         unpack(finetune_inputs),
