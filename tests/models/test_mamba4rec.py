@@ -75,9 +75,10 @@ def test_its_settings_file_builds():
     block = system.layers[0].mixer.mamba
     assert block.A_log.shape == (128, 32)
     assert block.parts == (4, 32)
-    # input, gate, conv, write, read, steps, A, D, out; three norms; feed-forward; items
-    wanted = 2 * 64 * 128 + 128 * 5 + 128 * 36 + 128 * 32 + 128 * 5 + 128 * 33 + 128 * 64
-    wanted += 3 * 128 + 64 * 256 * 2 + 256 + 64 + 4 * 64
+    # of a layer: input, gate, conv, write, read, steps, A, D, out; feed-forward; two norms
+    layer = 2 * 64 * 128 + 128 * 5 + 128 * 36 + 128 * 32 + 128 * 5 + 128 * 33 + 128 * 64
+    layer += 64 * 256 * 2 + 256 + 64 + 2 * 128
+    wanted = 2 * layer + 128 + 4 * 64  # and the first norm, and items
     assert sum(p.numel() for p in system.parameters()) == wanted
 
 
