@@ -41,7 +41,7 @@ schema: $(INSTALLED)
 
 lock:
 	uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --upgrade --quiet \
-		--no-annotate --no-emit-index-url --custom-compile-command "make lock" --output-file requirements.lock
+		--no-annotate --custom-compile-command "make lock" --output-file requirements.lock
 
 # Installed packages, caches and the demo; results of other runs and raw data stay.
 clean:

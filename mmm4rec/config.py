@@ -580,11 +580,14 @@ def truncated_systems(config: Config) -> list[str]:
 
 
 def truncations(config: Config) -> list[tuple[str, int, int]]:
-    """System, last items and seed of each run of figure 2; none if that is made only when asked for by name."""
-    if config.fig2.domain not in (*config.sources, *config.targets):
-        return []
+    """System, last items and seed of each run of figure 2."""
     seeds = config.fig2.seeds or config.seeds[:1]
     return [(s, last, seed) for s in truncated_systems(config) for last in config.fig2.lengths for seed in seeds]
+
+
+def figure2_unasked(config: Config) -> bool:
+    """Whether figure 2 is made without being asked for by name: only of a domain that is prepared anyway."""
+    return bool(truncations(config)) and config.fig2.domain in (*config.sources, *config.targets)
 
 
 def all_table_numbers(config: Config) -> list[int]:

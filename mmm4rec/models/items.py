@@ -49,6 +49,18 @@ def item_vectors(kind: ItemVectors, catalogue: Catalogue, width: int) -> IdVecto
     return IdVectors(catalogue, width) if kind == "ids" else TextVectors(catalogue, width)
 
 
+def require_features(system: str, catalogue: Catalogue) -> None:
+    """Refuse a domain of which a multi-modal system could see nothing.
+
+    Raises:
+        UserError: it has neither text nor image features.
+    """
+    if catalogue.text is None and catalogue.image is None:
+        raise UserError(
+            f"{system}: the domain has neither text nor image features; run `mmm4rec embed` or bring `features`"
+        )
+
+
 def text_features(catalogue: Catalogue) -> Tensor:
     """Text features as stored, [N + 1, F] float32; rows of items without text are zero.
 

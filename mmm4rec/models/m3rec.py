@@ -11,9 +11,8 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from mmm4rec.errors import UserError
 from mmm4rec.models.base import Catalogue, Rows, Settings, System, Tables
-from mmm4rec.models.items import IdVectors, at_hand
+from mmm4rec.models.items import IdVectors, at_hand, require_features
 from mmm4rec.nn.blocks import FeedForward
 from mmm4rec.nn.dropout import Dropout
 from mmm4rec.nn.initialise import normal_, small_biases_
@@ -71,13 +70,10 @@ class M3Rec(System):
 
     def __init__(self, settings: Any, catalogue: Catalogue, *, pretraining: bool = False) -> None:
         super().__init__(settings, catalogue, pretraining=pretraining)
+        require_features("m3rec", catalogue)
         s = self.settings
         features = {"image": catalogue.image, "text": catalogue.text}
         self.modalities = tuple(m for m, values in features.items() if values is not None)
-        if not self.modalities:
-            raise UserError(
-                "m3rec: the domain has neither text nor image features; run `mmm4rec embed` or bring `features`"
-            )
         self.streams = (*self.modalities, "ids")
         noise = "noise_features" in s.defects
         self.features = nn.Module()

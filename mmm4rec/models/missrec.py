@@ -16,9 +16,8 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from mmm4rec.errors import UserError
 from mmm4rec.models.base import Catalogue, Rows, System, Tables
-from mmm4rec.models.items import IdVectors, at_hand
+from mmm4rec.models.items import IdVectors, at_hand, require_features
 from mmm4rec.models.transformer import TransformerSettings
 from mmm4rec.nn.augment import drop_items
 from mmm4rec.nn.dropout import Dropout
@@ -57,6 +56,7 @@ class MISSRec(System):
 
     def __init__(self, settings: MISSRecSettings, catalogue: Catalogue, *, pretraining: bool = False) -> None:
         super().__init__(settings, catalogue, pretraining=pretraining)
+        require_features("missrec", catalogue)
         s = settings
         self.features, self.adaptors = nn.Module(), nn.ModuleDict()
         for modality in ("text", "image"):
@@ -64,10 +64,6 @@ class MISSRec(System):
             if features is not None:
                 self.features.register_buffer(modality, features.float(), persistent=False)
                 self.adaptors[modality] = nn.Linear(features.shape[1], s.hidden_size)
-        if not self.adaptors:
-            raise UserError(
-                "missrec: the domain has neither text nor image features; run `mmm4rec embed` or bring `features`"
-            )
         # images are left out where they are missing, if the policy says so and the item has a text to be known by
         masked = catalogue.missing_image == "mask" and len(self.adaptors) == 2
         self.register_buffer("has_image", catalogue.has_image if masked else None, persistent=False)

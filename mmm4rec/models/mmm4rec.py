@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from mmm4rec.errors import UserError
 from mmm4rec.models.base import Catalogue, Rows, Settings, System, Tables
+from mmm4rec.models.items import require_features
 from mmm4rec.models.times import UseTime, is_timed, time_mask
 from mmm4rec.nn.blocks import FeedForward, SSDSizes, TiCoSSD, TiSSD
 from mmm4rec.nn.dropout import Dropout
@@ -136,10 +136,7 @@ class MMM4Rec(System):
 
     def __init__(self, settings: MMM4RecSettings, catalogue: Catalogue, *, pretraining: bool = False) -> None:
         super().__init__(settings, catalogue, pretraining=pretraining)
-        if catalogue.text is None and catalogue.image is None:
-            raise UserError(
-                "mmm4rec: the domain has neither text nor image features; run `mmm4rec embed` or bring `features`"
-            )
+        require_features("mmm4rec", catalogue)
         self.target_time_in_row = settings.target_time_in_row
         self.timed = is_timed("mmm4rec", settings.use_time, catalogue)
         width, eps, dropout = settings.hidden_size, settings.norm_eps, settings.dropout

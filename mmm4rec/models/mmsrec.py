@@ -18,9 +18,8 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from mmm4rec.errors import UserError
 from mmm4rec.models.base import Catalogue, Rows, System, Tables, by_length
-from mmm4rec.models.items import at_hand
+from mmm4rec.models.items import at_hand, require_features
 from mmm4rec.models.transformer import TransformerSettings
 from mmm4rec.nn.bidirectional import Encoder
 from mmm4rec.nn.dropout import Dropout
@@ -95,6 +94,7 @@ class MMSRec(System):
 
     def __init__(self, settings: MMSRecSettings, catalogue: Catalogue, *, pretraining: bool = False) -> None:
         super().__init__(settings, catalogue, pretraining=pretraining)
+        require_features("mmsrec", catalogue)
         s = settings
         self.features = nn.Module()
         self.modalities = nn.ModuleDict()
@@ -102,10 +102,6 @@ class MMSRec(System):
             if (values := getattr(catalogue, name)) is not None:
                 self.features.register_buffer(name, values.float(), persistent=False)
                 self.modalities[name] = Modality(values.shape[1], s.hidden_size)
-        if not self.modalities:
-            raise UserError(
-                "mmsrec: the domain has neither text nor image features; run `mmm4rec embed` or bring `features`"
-            )
         has = torch.stack([available(catalogue, name) for name in self.modalities], dim=1)
         self.register_buffer("has", has, persistent=False)
         self.has: Tensor

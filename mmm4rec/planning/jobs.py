@@ -20,6 +20,7 @@ from mmm4rec.config import (
     all_table_numbers,
     embed_settings,
     features_path,
+    figure2_unasked,
     finetune_settings,
     pretrain_key,
     pretrain_settings,
@@ -95,8 +96,9 @@ class _Jobs:
                 for system in table_systems(config, number):
                     for seed in config.seeds:
                         self._finetune(system, domain, seed)
-        for system, last, seed in truncations(config):
-            self._truncate(system, last, seed)
+        if figure2_unasked(config):
+            for system, last, seed in truncations(config):
+                self._truncate(system, last, seed)
         jobs = list(self.made.values())
         _mark(jobs)
         return jobs

@@ -13,6 +13,7 @@ from mmm4rec.config import (
     all_table_numbers,
     embed_settings,
     features_path,
+    figure2_unasked,
     finetune_settings,
     paper_domain,
     parse_config,
@@ -26,7 +27,6 @@ from mmm4rec.config import (
     system_keys,
     table_domains,
     table_systems,
-    truncated_systems,
     truncation_settings,
     truncations,
     uses_gpu,
@@ -211,20 +211,16 @@ def figure_runs(wildcards):
 
 def truncation_runs(domain):
     """Runs of figure 2."""
-    return expand(
-        "<results>/truncation/{domain}/{system}/last_{last}/seed_{seed}/metrics.json",
-        domain=domain,
-        system=truncated_systems(CONFIG),
-        last=CONFIG.fig2.lengths,
-        seed=CONFIG.fig2.seeds or CONFIG.seeds[0],
-    )
+    return [
+        f"<results>/truncation/{domain}/{system}/last_{last}/seed_{seed}/metrics.json"
+        for system, last, seed in truncations(CONFIG)
+    ]
 
 
 def trained_systems(target):
     """Systems that are trained on a target for these tables; those that count alone (Pop) have no learning curve."""
     numbers = [n for n in all_table_numbers(CONFIG) if target in table_domains(CONFIG, n)]
-    systems = dict.fromkeys(system for n in numbers for system in table_systems(CONFIG, n))
-    return [system for system in systems if resolve_system(CONFIG, system).finetune]
+    return [system for system in table_systems(CONFIG, *numbers) if resolve_system(CONFIG, system).finetune]
 
 
 def all_runs():
@@ -235,7 +231,7 @@ def all_runs():
 
 def all_trainings(wildcards):
     """Every run of the tables, and the pre-training they start from."""
-    systems = dict.fromkeys(system for n in all_table_numbers(CONFIG) for system in table_systems(CONFIG, n))
+    systems = table_systems(CONFIG, *all_table_numbers(CONFIG))
     starts = dict.fromkeys(start for system in systems if (start := pretrain_key(CONFIG, system)))
     return [*expand("<results>/pretrained/{start}/metrics.json", start=starts), *all_runs()]
 
@@ -252,7 +248,7 @@ def all_tables():
 def all_figures():
     """Every figure that is made without being asked for: figure 2 only of a domain that is prepared anyway."""
     figures = []
-    if truncations(CONFIG):
+    if figure2_unasked(CONFIG):
         figures.append("fig2")
     if table_systems(CONFIG, 5):
         figures.append("fig4")
