@@ -323,7 +323,7 @@ def test_transfer_between_the_demo_s_domains(tmp_path):
     short = {"pretrain": {"epochs": 1}, "finetune": {"epochs": 1}}
     changes = {"sources": ["kitchen"], "targets": ["garage"], "seeds": [1], "systems": ["mmm4rec", "mmm4rec_noid"]}
     changes["settings"] = {"mmm4rec": short, "mmm4rec_noid": short}
-    changes["fig2"] = {"systems": ["mmm4rec"], "lengths": [1, 3]}
+    changes["fig2"] = {"domain": "garage", "systems": ["mmm4rec"], "lengths": [1, 3]}
     code, output = snakemake(tmp_path, example=ROOT / "config/demo.yaml", **changes)
     assert code == 0, output
     results = tmp_path / "results/demo"
@@ -339,8 +339,8 @@ def test_transfer_between_the_demo_s_domains(tmp_path):
         shares = {row["last"]: row["share"] for row in csv.DictReader(file) if row["metric"] == "ndcg@10"}
     assert list(shares) == ["1", "3"]
     assert shares["3"] == "1.0000"
-    cut = json.loads((results / "truncation/kitchen/mmm4rec/last_1/seed_1/config.json").read_text())
-    assert (cut["pretrained"], cut["settings"]["max_length"], cut["domain"]) == (False, 1, "kitchen")
+    cut = json.loads((results / "truncation/garage/mmm4rec/last_1/seed_1/config.json").read_text())
+    assert (cut["pretrained"], cut["settings"]["max_length"], cut["domain"]) == (False, 1, "garage")
 
     items = pq.read_table(results / "domains/garage/items.parquet")["item"].to_pylist()
     ask = ["recommend", "results/demo/runs/garage/mmm4rec/seed_1", "--history", ",".join(items[:3]), "-k", "5"]
