@@ -19,13 +19,16 @@ def k_core(users: NDArray[np.integer], items: NDArray[np.integer], k: int) -> ND
         ``[E]``, true for the events that stay.
     """
     assert users.shape == items.shape, (users.shape, items.shape)
-    kept = np.arange(len(users))
-    while len(kept):
-        u, i = users[kept], items[kept]
-        stays = (np.bincount(u)[u] >= k) & (np.bincount(i)[i] >= k)
-        if stays.all():
+    kept, u, i = np.arange(len(users)), users, items
+    of_user, of_item = np.bincount(users), np.bincount(items)
+    while True:
+        stays = (of_user >= k)[u] & (of_item >= k)[i]
+        goes = ~stays
+        if not goes.any():
             break
-        kept = kept[stays]
+        of_user -= np.bincount(u[goes], minlength=len(of_user))
+        of_item -= np.bincount(i[goes], minlength=len(of_item))
+        kept, u, i = kept[stays], u[stays], i[stays]
     mask = np.zeros(len(users), dtype=bool)
     mask[kept] = True
     return mask

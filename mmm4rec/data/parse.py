@@ -6,30 +6,43 @@ of ``mmm4rec.data.text.Fields``.
 """
 
 import gzip
-import json
+import os
+import tempfile
 import zlib
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
+from functools import partial
+from itertools import chain
+from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, TypeVar, cast
 
+import orjson
 import polars as pl
+import pyarrow as pa
 
 from mmm4rec.data import text
 from mmm4rec.data.registry import Edition
 from mmm4rec.errors import UserError
 
-ITEM_SCHEMA: dict[str, pl.DataType] = {
-    "item": pl.String(),
-    "title": pl.String(),
-    "brand": pl.String(),
-    "categories": pl.List(pl.String),
-    "description": pl.String(),
-    "image": pl.String(),
-}
+ITEM_SCHEMA = pa.schema(
+    [
+        ("item", pa.string()),
+        ("title", pa.string()),
+        ("brand", pa.string()),
+        ("categories", pa.list_(pa.string())),
+        ("description", pa.string()),
+        ("image", pa.string()),
+    ]
+)
 OWN_ITEM_COLUMNS = ("title", "brand", "categories", "description", "text", "image")
 HEADER_2023 = b"user_id,parent_asin,rating,timestamp"
+BLOCK = 2**25  # bytes of metadata that are read at a time
 LATEST = 10**11  # seconds: the year 5138; a larger timestamp is in milliseconds
+
+T = TypeVar("T")
 
 
 @contextmanager
@@ -112,31 +125,95 @@ def read_metadata(path: Path, edition: Edition, wanted: Collection[str]) -> tupl
     Raises:
         UserError: the file is missing or truncated, or a line (named) is not JSON or has no item id.
     """
-    key, fields_of = ("asin", text.fields_2018) if edition == 2018 else ("parent_asin", text.fields_2023)
+    read = partial(_read_records, path, edition)
     present: set[str] = set()
-    found: dict[str, text.Fields] = {}
-    with _whole(path), _open(path) as lines:
-        for number, line in enumerate(lines, start=1):
-            if line.isspace():
-                continue
-            try:
-                record = json.loads(line)
-                item = str(record[key])
-            except (ValueError, KeyError, TypeError):
-                raise UserError(
-                    f"{path}, line {number}: expected a JSON object with {key!r}, found {line[:80]!r}; "
-                    "remove the line or fetch the file again"
-                ) from None
-            present.add(item)
-            if item in wanted and (item not in found or found[item]["title"] is None):
-                fields = fields_of(record)
-                if item not in found or fields["title"] is not None:
-                    found[item] = fields
-    return present, _items_frame(found, found.values())
+    parts: list[pl.DataFrame] = []
+    with _whole(path), _open(path) as file:
+        for items, described in _in_processes(read, _blocks(file), wanted):
+            present.update(items)
+            parts.append(described)
+    found = pl.concat(parts) if parts else _Columns().frame()
+    titled = found.filter(pl.col("title").is_not_null())
+    return present, pl.concat([titled, found]).unique("item", keep="first", maintain_order=True)
 
 
-def _items_frame(items: Iterable[str], fields: Iterable[text.Fields]) -> pl.DataFrame:
-    return pl.DataFrame([{"item": item, **row} for item, row in zip(items, fields, strict=True)], schema=ITEM_SCHEMA)
+def _blocks(file: BinaryIO) -> Iterator[tuple[int, list[bytes]]]:
+    """Lines of a file, many at a time, and the number of the first of them."""
+    number = 1
+    while lines := file.readlines(BLOCK):
+        yield number, lines
+        number += len(lines)
+
+
+def _in_processes(
+    read: Callable[..., T], blocks: Iterator[tuple[int, list[bytes]]], wanted: Collection[str]
+) -> Iterator[T]:
+    """``read`` of each block and what is wanted, in order; in processes, as many as cores, of more than one block."""
+    first, second = next(blocks, None), next(blocks, None)
+    if first is None:
+        return
+    if second is None:
+        yield read(*first, wanted)
+        return
+    n = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with tempfile.NamedTemporaryFile("wb") as file:  # a process that ends early would leave a large argument unread
+        file.write(orjson.dumps(list(wanted)))
+        file.flush()
+        with ProcessPoolExecutor(n, get_context("spawn"), initializer=_want, initargs=(file.name,)) as pool:
+            waiting: deque[Future[T]] = deque()
+            for block in chain([first, second], blocks):
+                waiting.append(pool.submit(read, *block))
+                if len(waiting) > 2 * n:
+                    yield waiting.popleft().result()
+            for future in waiting:
+                yield future.result()
+
+
+_wanted: Collection[str] = ()  # what a process is told once
+
+
+def _want(path: str) -> None:
+    global _wanted
+    _wanted = frozenset(orjson.loads(Path(path).read_bytes()))
+
+
+def _read_records(
+    path: Path, edition: Edition, number: int, lines: list[bytes], wanted: Collection[str] | None = None
+) -> tuple[list[str], pl.DataFrame]:
+    """All items that lines of a metadata file name, and the fields of those wanted."""
+    key, fields_of = ("asin", text.fields_2018) if edition == 2018 else ("parent_asin", text.fields_2023)
+    wanted = _wanted if wanted is None else wanted
+    present, columns = [], _Columns()
+    for at, line in enumerate(lines, start=number):
+        if line.isspace():
+            continue
+        try:
+            record = orjson.loads(line)
+            item = str(record[key])
+        except (ValueError, KeyError, TypeError):
+            raise UserError(
+                f"{path}, line {at}: expected a JSON object with {key!r}, found {line[:80]!r}; "
+                "remove the line or fetch the file again"
+            ) from None
+        present.append(item)
+        if item in wanted:
+            columns.add(item, fields_of(record))
+    return present, columns.frame()
+
+
+class _Columns:
+    """Items and their fields, to become columns by way of Arrow, which takes lists of strings far quicker than polars."""
+
+    def __init__(self) -> None:
+        self.rows: list[tuple[Any, ...]] = []
+
+    def add(self, item: str, fields: text.Fields) -> None:
+        self.rows.append((item, *fields.values()))
+
+    def frame(self) -> pl.DataFrame:
+        columns = zip(*self.rows, strict=True) if self.rows else ((),) * len(ITEM_SCHEMA)
+        arrays = [pa.array(values, field.type) for values, field in zip(columns, ITEM_SCHEMA, strict=True)]
+        return pl.DataFrame(pa.Table.from_arrays(arrays, schema=ITEM_SCHEMA))
 
 
 # ------------------------------------------------------------------------------------------------ own files
@@ -186,7 +263,10 @@ def read_items(path: Path) -> pl.DataFrame:
     _check_row(frame["item_id"].is_null(), path, "item_id", "empty")
     items = _ids(frame["item_id"], path).cast(pl.String)
     _check_row(~items.is_first_distinct(), path, "item_id", "an item that stands above already")
-    cleaned = _items_frame(items, map(text.fields_own, frame.iter_rows(named=True)))
+    columns = _Columns()
+    for item, row in zip(items, frame.iter_rows(named=True), strict=True):
+        columns.add(item, text.fields_own(row))
+    cleaned = columns.frame()
     own = frame["text"].cast(pl.String).str.strip_chars() if "text" in frame.columns else pl.lit(None, pl.String)
     return cleaned.with_columns(pl.when(own != "").then(own).alias("text"))
 

@@ -3,12 +3,14 @@
 import csv
 import io
 import logging
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from mmm4rec.data import parse
 from mmm4rec.data.kcore import k_core
@@ -44,8 +46,9 @@ class Statistics:
         self.rows: list[dict[str, Any]] = []
 
     def add(self, stage: str, events: pl.DataFrame) -> None:
-        """Count the events' columns ``user`` and ``item``."""
-        users, items, interactions = events["user"].n_unique(), events["item"].n_unique(), len(events)
+        """Count the events' columns ``user`` and ``item``, which are codes."""
+        users, items = (int(np.count_nonzero(np.bincount(events[c].to_numpy()))) for c in ("user", "item"))
+        interactions = len(events)
         mean = f"{interactions / max(users, 1):.2f}"
         sizes = {"users": users, "items": items, "interactions": interactions, "mean_length": mean}
         self.rows.append({"stage": stage, **sizes})
@@ -95,23 +98,23 @@ def prepare(
     else:
         assert interactions is not None
         raw = parse.read_interactions(interactions)
-    # Codes stand in for ids from here on: users by first appearance, items in sorted order (integers by value).
-    user_names, item_names = raw["user"].unique(maintain_order=True), raw["item"].unique().sort()
-    events = _encode(_encode(raw, user_names), item_names)
+    events, user_names, item_names = with_codes(raw)
     del raw
     statistics.add("raw", events)
     if "position" not in events.columns:
-        events = events.unique(maintain_order=True, keep="first")
+        events = without_duplicates(events)
         statistics.add("deduplicated", events)
 
     if metadata is not None:
-        # Whatever the metadata lacks, the final items are among those of the k-core of all events: only these are kept.
-        wanted = item_names.gather(k_core_of(events, k)["item"].unique())
+        # Whatever the metadata lacks, what is left in the end is part of the k-core of all events.
+        core = k_core_of(events, k)
+        wanted = item_names.gather(np.flatnonzero(np.bincount(core["item"].to_numpy())))
         present, described = parse.read_metadata(metadata, settings["edition"], frozenset(wanted))
-        events = _with_items(events, item_names, present)
-        statistics.add("with_metadata", events)
+        is_present = item_names.is_in(pl.Series(list(present), dtype=pl.String).implode()).to_numpy()
+        statistics.add("with_metadata", _of_items(events, is_present))
+        events = _of_items(core, is_present)
     else:
-        described = parse.read_items(items) if items is not None else pl.DataFrame(schema=parse.ITEM_SCHEMA)
+        described = parse.read_items(items) if items is not None else pl.DataFrame(parse.ITEM_SCHEMA.empty_table())
     events = k_core_of(events, k)
     statistics.add("k_core", events)
     if events.is_empty():
@@ -121,7 +124,7 @@ def prepare(
             f"{last['interactions']} events of {last['users']} users and {last['items']} items); set a smaller `k_core`"
         )
 
-    user_names, item_names, events = _renumber(events, user_names, item_names)
+    user_names, item_names, events = renumber(events, user_names, item_names)
     text_fields, is_amazon = settings["text_fields"], settings["amazon"] is not None
     write_parquet(out / "interactions.parquet", to_arrow(events, INTERACTIONS))
     write_parquet(out / "items.parquet", to_arrow(_describe(item_names, described, text_fields, is_amazon), ITEMS))
@@ -130,11 +133,46 @@ def prepare(
     statistics.write(out / "statistics.csv")
 
 
-def _encode(events: pl.DataFrame, names: pl.Series) -> pl.DataFrame:
-    """Replace the ids of the column that ``names`` is called after by their rows in ``names``."""
-    codes = names.to_frame().with_columns(pl.int_range(pl.len(), dtype=pl.Int32).alias("code"))
-    joined = events.join(codes, on=names.name, how="left", maintain_order="left")
-    return joined.drop(names.name).rename({"code": names.name})
+def with_codes(raw: pl.DataFrame) -> tuple[pl.DataFrame, pl.Series, pl.Series]:
+    """Codes in the place of ids, users' by first appearance, items' in sorted order (integers by value); and the ids."""
+    users, user_names = encode(raw["user"])
+    items, item_names = encode(raw["item"])
+    order = item_names.arg_sort()
+    items = np.argsort(order.to_numpy()).astype(np.int32)[items]
+    return raw.with_columns(pl.Series("user", users), pl.Series("item", items)), user_names, item_names.gather(order)
+
+
+def encode(values: pl.Series) -> tuple[NDArray[np.int32], pl.Series]:
+    """Codes 0, 1, … by first appearance, [E], and the value that each stands for.
+
+    Values are told apart by 64-bit hashes: sorting numbers is far quicker than a table of strings. Should two values
+    share one, another hash tells, and another seed is taken.
+    """
+    for seed in count():
+        group = values.hash(seed).rank("dense").cast(pl.Int32).to_numpy() - 1
+        first = np.empty(group.max(initial=-1) + 1, np.int32)
+        first[group[::-1]] = np.arange(len(group), dtype=np.int32)[::-1]  # of what is written to a place, the last stays
+        other = values.hash(seed + 1).to_numpy()
+        if np.array_equal(other[first][group], other):
+            break
+    appears = np.zeros(len(group), bool)
+    appears[first] = True
+    code = np.cumsum(appears, dtype=np.int32)[first] - 1  # of each group
+    return code[group], values.filter(pl.Series(appears))
+
+
+def without_duplicates(events: pl.DataFrame) -> pl.DataFrame:
+    """The first of events that are equal in all columns, in their order; columns ``user`` and ``item`` are codes."""
+    n_items = len(np.bincount(events["item"].to_numpy()))
+    pair = events["user"].cast(pl.Int64) * n_items + events["item"]
+    ordered = np.sort(pair.to_numpy())
+    twice = pl.Series(ordered[1:][ordered[1:] == ordered[:-1]]).unique()
+    suspect = pair.is_in(twice.implode())  # the same user and item; most pairs are there once
+    rows = events.with_row_index("row").filter(suspect)
+    kept = rows.unique(events.columns, maintain_order=True, keep="first")["row"]
+    stays = ~suspect.to_numpy()
+    stays[kept.to_numpy()] = True
+    return events.filter(pl.Series(stays))
 
 
 def k_core_of(events: pl.DataFrame, k: int) -> pl.DataFrame:
@@ -142,38 +180,52 @@ def k_core_of(events: pl.DataFrame, k: int) -> pl.DataFrame:
     return events.filter(pl.Series(k_core(events["user"].to_numpy(), events["item"].to_numpy(), k)))
 
 
-def _with_items(events: pl.DataFrame, item_names: pl.Series, keep: set[str]) -> pl.DataFrame:
-    """Events of the items named in ``keep``."""
-    is_kept = item_names.cast(pl.String).is_in(list(keep)).to_numpy()
-    return events.filter(pl.Series(is_kept[events["item"].to_numpy()]))
+def _of_items(events: pl.DataFrame, kept: NDArray[np.bool_]) -> pl.DataFrame:
+    """Events of items whose code ``kept`` [N] names."""
+    return events.filter(pl.Series(kept[events["item"].to_numpy()]))
 
 
-def _renumber(
+def renumber(
     events: pl.DataFrame, user_names: pl.Series, item_names: pl.Series
 ) -> tuple[pl.Series, pl.Series, pl.DataFrame]:
     """Ids 1..U and 1..N for what is left, and the events in order of (user, time, row of the raw file)."""
-    users, user_ids = np.unique(events["user"].to_numpy(), return_inverse=True)
-    items, item_ids = np.unique(events["item"].to_numpy(), return_inverse=True)
+    (users, user_ids), (items, item_ids) = (_ids(events[column].to_numpy()) for column in ("user", "item"))
     order = "position" if "position" in events.columns else "timestamp"
     events = events.with_columns(
-        pl.Series("user_id", user_ids, pl.Int32) + 1,
-        pl.Series("item_id", item_ids, pl.Int32) + 1,
+        pl.Series("user_id", user_ids),
+        pl.Series("item_id", item_ids),
         *(pl.lit(None, pl.Int64).alias("timestamp") for _ in range("timestamp" not in events.columns)),
-    ).sort("user_id", order, maintain_order=True)
-    position = pl.int_range(pl.len(), dtype=pl.Int32).over("user_id").alias("position")
+    )
+    lowest, highest = events[order].min() or 0, events[order].max() or 0
+    span = highest - lowest + 1  # type: ignore[operator]
+    if span * (len(users) + 1) < 2**63:  # one number to sort by is thrice as quick as two
+        key = pl.col("user_id").cast(pl.Int64) * span + (pl.col(order) - lowest)
+        events = events.sort(key, maintain_order=True)
+    else:
+        events = events.sort("user_id", order, maintain_order=True)
+    counts = np.bincount(events["user_id"].to_numpy(), minlength=1)
+    begin = (np.cumsum(counts) - counts)[events["user_id"].to_numpy()]
+    position = pl.Series("position", (np.arange(len(events)) - begin).astype(np.int32))
     return user_names.gather(users), item_names.gather(items), events.with_columns(position)
+
+
+def _ids(codes: NDArray[np.int32]) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+    """The codes that occur, ascending, and 1, 2, … in their place."""
+    occurs = np.bincount(codes) > 0
+    return np.flatnonzero(occurs), np.cumsum(occurs, dtype=np.int32)[codes]
 
 
 def _describe(item_names: pl.Series, described: pl.DataFrame, text_fields: Any, is_amazon: bool) -> pl.DataFrame:
     """Items 1..N with their cleaned fields and text."""
     items = pl.DataFrame({"item": item_names.cast(pl.String)}).with_row_index("item_id", offset=1)
-    items = items.join(described, on="item", how="left", maintain_order="left")
+    described = described.join(items, on="item", how="semi")
     built = [
         item_text(row, text_fields, asin=row["item"] if is_amazon else None)  # type: ignore[arg-type]
-        for row in items.iter_rows(named=True)
+        for row in described.iter_rows(named=True)
     ]
     text = pl.Series("text", built, pl.String)
-    return items.with_columns(pl.coalesce("text", text) if "text" in items.columns else text)
+    described = described.with_columns(pl.coalesce("text", text) if "text" in described.columns else text)
+    return items.join(described, on="item", how="left", maintain_order="left")
 
 
 def to_arrow(frame: pl.DataFrame, schema: pa.Schema) -> pa.Table:

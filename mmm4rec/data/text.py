@@ -6,7 +6,6 @@ of HTML. Every function here takes whatever value it finds and returns clean tex
 
 import html
 import re
-from collections.abc import Iterator
 from typing import Any, TypedDict
 
 from mmm4rec.config import TextFields
@@ -27,24 +26,30 @@ class Fields(TypedDict):
     image: str | None
 
 
-def _strings(value: Any) -> Iterator[str]:
+def _strings(value: Any) -> list[str]:
     """All strings of a value that should be a string or a list of strings but may be anything."""
     if isinstance(value, str):
-        yield value
-    elif isinstance(value, list):
-        for part in value:
-            yield from _strings(part)
+        return [value]
+    if isinstance(value, list):
+        return [text for part in value for text in ((part,) if isinstance(part, str) else _strings(part))]
+    return []
 
 
 def clean(value: Any) -> str:
     """Plain text of a field: entities resolved, HTML tags dropped, white space collapsed, lists joined by spaces."""
-    text = html.unescape(" ".join(_strings(value)))
-    return " ".join(_TAG.sub(" ", text).split())
+    text = value if isinstance(value, str) else " ".join(_strings(value))
+    if "&" in text:
+        text = html.unescape(text)
+    if "<" in text:
+        text = _TAG.sub(" ", text)
+    return " ".join(text.split())
 
 
 def clean_name(value: Any) -> str:
     """A title or brand as ``clean`` gives it; empty if it is script or page text, or nothing but HTML."""
-    text = _TAG_END.sub("", clean(value)).strip()
+    text = clean(value)
+    if "/>" in text:
+        text = _TAG_END.sub("", text).strip()
     return "" if "getTime" in text or len(text) >= MAX_CHARS else text
 
 

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+CACHED = 2**18  # numbers
+
 
 class CausalConv(nn.Module):
     """SiLU(b + sum_{j=0..K-1} w_j x_{i-K+1+j}) for each channel, zeros before the first position.
@@ -51,7 +53,7 @@ class _ShiftedSums(torch.autograd.Function):
         grad_taps = torch.zeros_like(taps, dtype=torch.promote_types(taps.dtype, torch.float32))
         grad_bias = torch.zeros_like(grad_taps[0])
         # On a CPU in blocks of rows that fit its cache: the passes below are bound by memory.
-        block = len(x) if x.is_cuda else max(1, 256 // x.shape[1])
+        block = len(x) if x.is_cuda else max(1, CACHED // x[0].numel())
         for g, x_part, y_part, gx in zip(*(v.split(block) for v in (grads[0], x, y, grad_x)), strict=True):
             g = torch.ops.aten.silu_backward(g, y_part)
             torch.mul(g, taps[-1], out=gx)

@@ -1,16 +1,23 @@
 """Cross-entropy over the whole catalogue and over the targets of a batch (method, eq. 20-21)."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+Reduction = Literal["mean", "sum", "none"]
 
-def full_cross_entropy(
-    users: Tensor, candidates: Tensor, targets: Tensor, reduction: Literal["mean", "sum", "none"] = "mean"
-) -> Tensor:
+#: scores held at a time: 128 MiB in float32, and on a processor no more rows of them than its caches like
+SCORES_AT_ONCE = 2**25
+ROWS_AT_ONCE = {"cpu": 128}
+
+
+def full_cross_entropy(users: Tensor, candidates: Tensor, targets: Tensor, reduction: Reduction = "mean") -> Tensor:
     """Cross-entropy of the target among all candidates, -log softmax(users @ candidates.T)[target].
+
+    Where both are float32 or finer, the scores are computed a few rows at a time and never kept: memory does not grow
+    with B * N, and on a CPU the rows stay in its caches. It can be differentiated once.
 
     Args:
         users: [B, D].
@@ -18,7 +25,45 @@ def full_cross_entropy(
         targets: [B] int64 rows of ``candidates``.
         reduction: over the B rows.
     """
-    return F.cross_entropy(_logits(users, candidates), targets, reduction=reduction)
+    coarse = torch.finfo(users.dtype).bits < 32 or users.dtype != candidates.dtype
+    if coarse or torch.is_autocast_enabled(users.device.type) or not len(users):
+        return F.cross_entropy(_logits(users, candidates), targets, reduction=reduction)
+    at_once = max(1, SCORES_AT_ONCE // len(candidates))
+    at_once = min(at_once, ROWS_AT_ONCE.get(users.device.type, at_once))
+    if hasattr(F, "linear_cross_entropy"):  # torch 2.12 and newer
+        options = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=at_once)
+        loss: Tensor = F.linear_cross_entropy(users, candidates, targets, reduction=reduction, options=options)
+        return loss
+    losses: Tensor = _RowsAtATime.apply(users, candidates, targets, at_once)
+    if reduction == "none":
+        return losses
+    return losses.mean() if reduction == "mean" else losses.sum()
+
+
+class _RowsAtATime(torch.autograd.Function):
+    """Cross-entropies [B] for a torch without ``linear_cross_entropy``; for the gradient scores are computed again."""
+
+    @staticmethod
+    def forward(ctx: Any, users: Tensor, candidates: Tensor, targets: Tensor, at_once: int) -> Tensor:
+        losses = [
+            F.cross_entropy(u @ candidates.T, t, reduction="none")
+            for u, t in zip(users.split(at_once), targets.split(at_once), strict=True)
+        ]
+        ctx.save_for_backward(users, candidates, targets)
+        ctx.at_once = at_once
+        return torch.cat(losses)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        users, candidates, targets = ctx.saved_tensors
+        grad_users, grad_candidates = torch.empty_like(users), torch.zeros_like(candidates)
+        for u, t, g, out in zip(*(v.split(ctx.at_once) for v in (users, targets, grads[0], grad_users)), strict=True):
+            p = (u @ candidates.T).softmax(1)
+            p[torch.arange(len(t), device=t.device), t] -= 1
+            p *= g[:, None]
+            torch.mm(p, candidates, out=out)
+            grad_candidates.addmm_(p.T, u)
+        return grad_users, grad_candidates, None, None
 
 
 Duplicates = Literal["masked", "kept", "zero_logit"]

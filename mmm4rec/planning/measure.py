@@ -87,35 +87,20 @@ def measure_one(key: str, stage: str, domain: str, device: str, steps: int) -> R
     """
     where = resolve_device(device)
     torch.set_num_threads(1)
-    torch.manual_seed(0)
     clock = _gpu_clock if where.type == "cuda" else time.process_time  # other work on the machine costs no CPU time
-    file, pretraining = read_system(key), stage == "pretrain"
-    how = getattr(file, "finetune" if stage == "scratch" else stage)
-    size = published_sizes(domain)
-    assert size is not None, domain
-    batch = how.batch_size * how.accumulate if how else 0
-    events = invented_events(size["items"], size["interactions"] / size["users"], batch, pretraining=pretraining)
-    catalogue = invented_catalogue(file, events)
-    system = build(file.model, file.settings, catalogue, pretraining=pretraining)
-    if stage == "finetune" and file.pretrain:
-        _transfer(system, read_system(file.pretrained_as or key), catalogue)
-    if stage == "finetune" and (file.pretrain or file.indomain):
-        freeze(system)
-    events = events.to(where)
-    system.to(where)
-    rows = events.all_rows() if pretraining else events.train_rows()
-    step, start = _train(system, events, rows[:batch], how, stage, file, clock, steps) if how else (0.0, 0.0)
+    subject = invent(key, stage, domain, where)
+    step, start = _train(subject, clock, steps) if subject.how else (0.0, 0.0)
     tables = ranked = 0.0
     if stage in ("finetune", "scratch"):
-        tables, ranked = _rank(system, events, clock, time_aware="time" in file.reads)
+        tables, ranked = _rank(subject, clock)
     on_gpu = where.type == "cuda"
     made_with = environment([])
     return Rate(
         device=made_with["device"] if on_gpu else "cpu, 1 thread",
         system=key,
         stage=stage,
-        items=events.n_items,
-        rows=batch,
+        items=subject.events.n_items,
+        rows=len(subject.rows),
         step=step,
         start=start,
         tables=tables,
@@ -123,9 +108,9 @@ def measure_one(key: str, stage: str, domain: str, device: str, steps: int) -> R
         rank=ranked,
         memory=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         gpu_memory=torch.cuda.max_memory_allocated() / 2**20 if on_gpu else 0.0,
-        weights=sum(t.numel() * t.element_size() for t in system.state_dict().values()),
+        weights=sum(t.numel() * t.element_size() for t in subject.system.state_dict().values()),
         steps=steps,
-        version=file.version,
+        version=subject.file.version,
         processor=made_with["device"],
         torch=made_with["packages"]["torch"],
         date=datetime.now(UTC).date().isoformat(),
@@ -133,17 +118,79 @@ def measure_one(key: str, stage: str, domain: str, device: str, steps: int) -> R
     )
 
 
-def invented_events(n_items: int, mean_length: float, n_rows: int, *, pretraining: bool) -> Events:
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """A system in a stage, on an invented domain.
+
+    Attributes:
+        system: on the device.
+        file: its settings file.
+        stage: one of ``stages``.
+        how: the stage's settings; None: nothing is trained.
+        events: on the device.
+        rows: [R] int64 event indices, the training rows of one optimiser step.
+    """
+
+    system: System
+    file: SystemFile
+    stage: str
+    how: StageSettings | None
+    events: Events
+    rows: Tensor
+
+    @property
+    def time_aware(self) -> bool:
+        """Whether rows come with their times."""
+        return "time" in self.file.reads
+
+    def loss(self, system: System, tables: Tables, rows: Rows, batch_size: int) -> Tensor:
+        """The stage's loss of a batch, as ``training.loop.Loss``."""
+        if self.stage in ("pretrain", "indomain"):
+            return system.pretrain_loss(tables, rows)
+        return system.finetune_loss(tables, rows) / batch_size
+
+
+def invent(key: str, stage: str, domain: str, device: torch.device, users: int = RANKED) -> Subject:
+    """A system as it is at the beginning of a stage, with as many rows as one optimiser step takes.
+
+    Args:
+        key: the system's.
+        stage: one of ``stages``.
+        domain: of the paper's Table I: its number of items, and its users' mean length.
+        device: where all of it lies.
+        users: there are at least so many.
+    """
+    torch.manual_seed(0)
+    file, pretraining = read_system(key), stage == "pretrain"
+    how = getattr(file, "finetune" if stage == "scratch" else stage)
+    size = published_sizes(domain)
+    assert size is not None, domain
+    batch = how.batch_size * how.accumulate if how else 0
+    events = invented_events(size["items"], size["interactions"] / size["users"], batch, users, pretraining=pretraining)
+    catalogue = invented_catalogue(file, events)
+    system = build(file.model, file.settings, catalogue, pretraining=pretraining)
+    if stage == "finetune" and file.pretrain:
+        _transfer(system, read_system(file.pretrained_as or key), catalogue)
+    if stage == "finetune" and (file.pretrain or file.indomain):
+        freeze(system)
+    events = events.to(device)
+    system.to(device)
+    rows = events.all_rows() if pretraining else events.train_rows()
+    return Subject(system, file, stage, how, events, rows[:batch])
+
+
+def invented_events(n_items: int, mean_length: float, n_rows: int, users: int = RANKED, *, pretraining: bool) -> Events:
     """Users who take items at random, few items often and many rarely, days apart.
 
     Args:
         n_items: of the catalogue.
         mean_length: events a user; none has fewer than five.
-        n_rows: at least so many training rows, and users to be ranked.
+        n_rows: at least so many training rows.
+        users: at least so many, to be ranked.
         pretraining: rows are those of pre-training.
     """
     draw = torch.Generator().manual_seed(0)
-    n_users = int(max(RANKED, 1.2 * n_rows / (mean_length - (1 if pretraining else 3)))) + 1
+    n_users = int(max(users, 1.2 * n_rows / (mean_length - (1 if pretraining else 3)))) + 1
     geometric = torch.empty(n_users).geometric_(1 / (1 + mean_length - SHORTEST), generator=draw).long()
     lengths = SHORTEST - 1 + geometric
     offsets = torch.nn.functional.pad(lengths.cumsum(0), (1, 0))
@@ -190,42 +237,30 @@ def _transfer(system: System, source: SystemFile, catalogue: Catalogue) -> None:
         load_pretrained(system, Path(folder))
 
 
-def _train(
-    system: System,
-    events: Events,
-    targets: Tensor,
-    how: StageSettings,
-    stage: str,
-    file: SystemFile,
-    clock: Callable[[], float],
-    steps: int,
-) -> tuple[float, float]:
+def _train(subject: Subject, clock: Callable[[], float], steps: int) -> tuple[float, float]:
     """Seconds of an optimiser step, and of what each epoch begins with.
 
     A step does the same for each of its batches, and once more what is done once: of many, two are timed.
     """
+    system, how = subject.system, subject.how
+    assert how is not None
     now = clock()
     system.start_epoch(1)
     start = clock() - now
     system.start_epoch = lambda epoch: None  # type: ignore[method-assign]
-
-    def loss(system: System, tables: Tables, rows: Rows, batch_size: int) -> Tensor:
-        if stage in ("pretrain", "indomain"):
-            return system.pretrain_loss(tables, rows)
-        return system.finetune_loss(tables, rows) / batch_size
 
     def seconds(batches: int) -> float:
         """Of a step of so many batches; an epoch here is one step, and the first is to warm up."""
         ends: list[float] = []
         train(
             system,
-            events,
-            targets[: batches * how.batch_size],
+            subject.events,
+            subject.rows[: batches * how.batch_size],
             how.model_copy(update={"epochs": steps + 1, "accumulate": batches}),
-            loss,
+            subject.loss,
             seed=0,
-            time_aware="time" in file.reads,
-            whole_catalogue=stage != "pretrain",
+            time_aware=subject.time_aware,
+            whole_catalogue=subject.stage != "pretrain",
             on_epoch=lambda epoch, row: ends.append(clock()),
         )
         return statistics.median(end - begin for begin, end in pairwise(ends))
@@ -235,8 +270,9 @@ def _train(
     return one + (how.accumulate - 1) * max(more, 0.0), start
 
 
-def _rank(system: System, events: Events, clock: Callable[[], float], *, time_aware: bool) -> tuple[float, float]:
+def _rank(subject: Subject, clock: Callable[[], float]) -> tuple[float, float]:
     """Seconds of the item tables of the whole catalogue, and of ranking ``RANKED`` users with them."""
+    system, events = subject.system, subject.events
     system.eval()
     with torch.inference_mode():
         system.item_tables()  # to warm up
@@ -244,7 +280,7 @@ def _rank(system: System, events: Events, clock: Callable[[], float], *, time_aw
         system.item_tables()
         tables = clock() - now
     now = clock()
-    rank_targets(system, events, events.test_rows()[:RANKED], time=time_aware)
+    rank_targets(system, events, events.test_rows()[:RANKED], time=subject.time_aware)
     return tables, max(clock() - now - tables, 0.0)
 
 

@@ -3,9 +3,10 @@
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,10 @@ from mmm4rec.training.data import Events
 
 log = logging.getLogger(__name__)
 
-OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
-    "adam": torch.optim.Adam,
-    "adamw": torch.optim.AdamW,
-    "nadam": torch.optim.NAdam,
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "adam": partial(torch.optim.Adam, fused=True),
+    "adamw": partial(torch.optim.AdamW, fused=True),
+    "nadam": torch.optim.NAdam,  # which torch has no fused form of
 }
 SAVE_SECONDS = 30.0  # training state is written at the end of an epoch, at most this often, and at the very end
 
@@ -129,8 +130,7 @@ def train(
     if not len(targets):
         raise UserError("no training row: every ranked user needs at least four events to train on one")
     device = events.items.device
-    trained = [p for p in system.parameters() if p.requires_grad]
-    optimizer = OPTIMIZERS[stage.optimizer](trained, lr=stage.learning_rate, weight_decay=stage.weight_decay)  # type: ignore[call-arg]
+    optimizer = make_optimizer(system, stage)
     history, best_weights = History(), _weights(system)
     saved = state_dir / "state.pt" if state_dir else None
     # what a state must have been made with to be gone on from; more epochs may be asked for than before
@@ -164,8 +164,16 @@ def train(
             system.start_epoch(epoch)
             total = torch.zeros((), device=device, dtype=torch.float64)
             for batches in _steps(targets, stage, seed, epoch):
-                total += _step(
-                    system, events, batches, optimizer, trained, loss, stage, time_aware, whole_catalogue, precision
+                total += train_step(
+                    system,
+                    events,
+                    batches,
+                    optimizer,
+                    loss,
+                    max_grad_norm=stage.max_grad_norm,
+                    time_aware=time_aware,
+                    whole_catalogue=whole_catalogue,
+                    precision=precision,
                 )
                 progress.update(task, advance=1)
             mean_loss = float(total) / len(targets)
@@ -196,6 +204,12 @@ def train(
     return history
 
 
+def make_optimizer(system: System, stage: StageSettings) -> torch.optim.Optimizer:
+    """The stage's optimiser of all that trains."""
+    trained = [p for p in system.parameters() if p.requires_grad]
+    return OPTIMIZERS[stage.optimizer](trained, lr=stage.learning_rate, weight_decay=stage.weight_decay)
+
+
 def _fingerprint(*tensors: Tensor) -> list[float]:
     """Sums that tell whether tensors are those of an earlier run."""
     detached = [t.detach() for t in tensors]
@@ -210,19 +224,19 @@ def _steps(targets: Tensor, stage: StageSettings, seed: int, epoch: int) -> Iter
         yield step.split(stage.batch_size)
 
 
-def _step(
+def train_step(
     system: System,
     events: Events,
-    batches: tuple[Tensor, ...],
+    batches: Sequence[Tensor],
     optimizer: torch.optim.Optimizer,
-    trained: list[torch.nn.Parameter],
     loss: Loss,
-    stage: StageSettings,
+    *,
+    max_grad_norm: float | None,
     time_aware: bool,
     whole_catalogue: bool,
     precision: str,
 ) -> Tensor:
-    """One optimiser step; returns the loss summed over its rows."""
+    """One optimiser step over [B] event indices a batch, see ``train``; returns the loss summed over the rows."""
     device = events.items.device
     cut = [events.batch(b, system.max_length, time=time_aware, target_time=system.target_time_in_row) for b in batches]
     ids = None
@@ -242,8 +256,9 @@ def _step(
     reached = [(t, leaf.grad) for t, leaf in zip(tables, leaves, strict=True) if leaf.grad is not None]
     if reached:
         torch.autograd.backward([t for t, _ in reached], [g for _, g in reached])
-    if stage.max_grad_norm is not None:
-        torch.nn.utils.clip_grad_norm_(trained, stage.max_grad_norm)
+    if max_grad_norm is not None:
+        trained = [p for group in optimizer.param_groups for p in group["params"]]
+        torch.nn.utils.clip_grad_norm_(trained, max_grad_norm)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return total

@@ -5,6 +5,7 @@ import json
 import polars as pl
 import pytest
 
+from mmm4rec.data import parse
 from mmm4rec.data.parse import read_interactions, read_items, read_metadata, read_ratings
 from mmm4rec.errors import UserError
 
@@ -112,6 +113,22 @@ def test_a_broken_metadata_line_is_named(tmp_path, broken):
     content = lines({"asin": "B1"}).encode() + (broken if isinstance(broken, bytes) else broken.encode()) + b"\n"
     with pytest.raises(UserError, match=r"m\.json\.gz, line 2: expected a JSON object with 'asin'"):
         read_metadata(write(tmp_path / "m.json.gz", content, packed=True), 2018, set())
+
+
+def test_metadata_of_many_blocks_is_read_in_processes(tmp_path, monkeypatch):
+    records = [{"asin": f"B{k % 40}", "title": f"title {k}" if k % 3 else "", "brand": "x" * k} for k in range(90)]
+    path = write(tmp_path / "m.json.gz", lines(*records), packed=True)
+    wanted = {f"B{k}" for k in range(0, 40, 2)}
+    at_once = read_metadata(path, 2018, wanted)
+    monkeypatch.setattr(parse, "BLOCK", 1000)
+    in_blocks = read_metadata(path, 2018, wanted)
+    assert in_blocks[0] == at_once[0] == {f"B{k}" for k in range(40)}
+    assert in_blocks[1].sort("item").equals(at_once[1].sort("item"))
+    assert in_blocks[1].filter(item="B6")["title"].item() == "title 46"  # its first line has none
+
+    broken = write(tmp_path / "broken.json", lines(*records) + "{no JSON\n")
+    with pytest.raises(UserError, match="broken.json, line 91"):
+        read_metadata(broken, 2018, wanted)
 
 
 # ------------------------------------------------------------------------------------------------ own files

@@ -4,8 +4,10 @@ import random
 
 import polars as pl
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from mmm4rec.data.prepare import INTERACTIONS, ITEMS, USERS, prepare
+from mmm4rec.data.prepare import INTERACTIONS, ITEMS, USERS, encode, prepare, without_duplicates
 from mmm4rec.errors import UserError
 
 SETTINGS = {
@@ -163,3 +165,37 @@ def test_the_same_bytes_every_time(tmp_path):
     assert names == ["interactions.parquet", "items.parquet", "statistics.csv", "users.parquet"]
     for name in names:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+IDS = st.one_of(
+    st.lists(st.text("aBz0", max_size=3)).map(lambda ids: pl.Series(ids, dtype=pl.String)),
+    st.lists(st.integers(-(2**63), 2**63 - 1)).map(lambda ids: pl.Series(ids, dtype=pl.Int64)),
+)
+
+
+@given(IDS)
+def test_codes_are_by_first_appearance(ids):
+    codes, names = encode(ids)
+    assert names.to_list() == list(dict.fromkeys(ids))
+    assert names.gather(codes).to_list() == ids.to_list()
+
+
+def test_values_that_share_a_hash_get_codes_of_their_own(monkeypatch):
+    real = pl.Series.hash
+    seeds = []
+
+    def colliding(values, seed):
+        seeds.append(seed)
+        return real(values, seed) // 2**62 if seed < 2 else real(values, seed)  # at most four hashes for six values
+
+    monkeypatch.setattr(pl.Series, "hash", colliding)
+    codes, names = encode(pl.Series(["f", "a", "e", "b", "a", "d", "c"]))
+    assert (codes.tolist(), names.to_list()) == ([0, 1, 2, 3, 1, 4, 5], list("faebdc"))
+    assert seeds == [0, 1, 1, 2, 2, 3]
+
+
+@given(st.lists(st.tuples(*(st.integers(0, 2) for _ in range(4)))))
+def test_exact_duplicates_go(events):
+    columns = {"user": pl.Int32, "item": pl.Int32, "rating": pl.Float32, "timestamp": pl.Int64}
+    frame = pl.DataFrame(events, schema=columns, orient="row")
+    assert without_duplicates(frame).rows() == list(dict.fromkeys(frame.rows()))

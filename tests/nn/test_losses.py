@@ -2,7 +2,9 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 
+from mmm4rec.nn import losses
 from mmm4rec.nn.losses import full_cross_entropy, in_batch_cross_entropy
 
 
@@ -33,3 +35,40 @@ def test_masked_duplicates_get_no_gradient_from_each_other():
     users, candidates = torch.randn(2, 4), torch.randn(2, 4, requires_grad=True)
     in_batch_cross_entropy(users, candidates, torch.tensor([5, 5])).backward()
     assert torch.equal(candidates.grad, torch.zeros(2, 4))
+
+
+@pytest.mark.parametrize("with_torch_s", [True, False], ids=["torch's", "own"])
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize(("rows", "items", "width"), [(1, 1, 3), (5, 7, 2), (130, 40, 8), (300, 9, 1)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_rows_at_a_time_equal_all_at_once(monkeypatch, with_torch_s, reduction, rows, items, width, dtype):
+    if not with_torch_s:
+        monkeypatch.delattr(F, "linear_cross_entropy", raising=False)
+    elif not hasattr(F, "linear_cross_entropy"):
+        pytest.skip("this torch has none")
+    monkeypatch.setattr(losses, "SCORES_AT_ONCE", 4 * items + 1)  # four rows at once
+    draw = torch.Generator().manual_seed(0)
+    users, candidates = (torch.randn(n, width, generator=draw, dtype=dtype) for n in (rows, items))
+    targets = torch.randint(items, (rows,), generator=draw)
+    weights = torch.randn(rows if reduction == "none" else 1, generator=draw, dtype=dtype)
+    found = []
+    for loss in (
+        lambda u, c: full_cross_entropy(u, c, targets, reduction),
+        lambda u, c: F.cross_entropy(u @ c.T, targets, reduction=reduction),
+    ):
+        u, c = users.clone().requires_grad_(), candidates.clone().requires_grad_()
+        value = loss(u, c)
+        (value * weights).sum().backward()
+        found.append((value.detach(), u.grad, c.grad))
+    for ours, plain in zip(*found, strict=True):
+        torch.testing.assert_close(ours, plain, rtol=1e-4 if dtype == torch.float32 else 1e-9, atol=1e-5)
+
+
+def test_a_loss_without_gradients_and_one_of_no_rows():
+    users, candidates, targets = torch.randn(3, 2), torch.randn(4, 2), torch.tensor([0, 1, 3])
+    with torch.inference_mode():
+        loss = full_cross_entropy(users, candidates, targets)
+    assert loss.item() == pytest.approx(F.cross_entropy(users @ candidates.T, targets).item())
+    none = full_cross_entropy(users[:0].requires_grad_(), candidates, targets[:0], "sum")
+    none.backward()
+    assert none.item() == 0
