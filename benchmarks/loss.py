@@ -1,0 +1,72 @@
+"""The full-catalogue loss: time against the roofline and the plain one, and memory that stays level."""
+
+import resource
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from benchmarks.roofline import Work, best, measure_rates
+from benchmarks.table import Row, apart
+from mmm4rec.nn.losses import full_cross_entropy
+
+ROWS, WIDTH = 1024, 256
+SIZES = {"quick": (2_000, 8_000), "full": (4_385, 25_986, 100_000, 1_000_000)}
+PLAIN = 100_000  # items up to which all scores are held at once
+
+Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def plain(users: Tensor, candidates: Tensor, targets: Tensor) -> Tensor:
+    """All scores at once."""
+    return F.cross_entropy(users @ candidates.T, targets)
+
+
+def rows(size: str, device: str) -> Iterator[Row]:
+    """Loss and gradients of a batch at each catalogue."""
+    rates = measure_rates(torch.device(device))
+    for items in SIZES[size]:
+        table = 4 * items * WIDTH
+        work = Work(
+            operations=6 * ROWS * items * WIDTH, bytes=3 * table
+        )  # three products; the table twice, its gradient
+        (seconds, memory), _ = apart(measure, full_cross_entropy, items, device)
+        beyond = "memory: what the loss takes beyond users, table and their gradients"
+        yield Row("loss and gradients", items, "items", seconds, "roofline", work.seconds(rates), memory, beyond)
+        if items <= PLAIN:
+            (rival, held), _ = apart(measure, plain, items, device)
+            remark = f"all scores at once take {held:.0f} MiB beyond"
+            yield Row("loss and gradients", items, "items", seconds, "all scores at once", rival, memory, remark)
+
+
+def measure(loss: Loss, items: int, device: str) -> tuple[float, float]:
+    """Seconds of a loss with its gradients, and MiB that it takes beyond users, table and their gradients."""
+    where = torch.device(device)
+    users = torch.randn(ROWS, WIDTH, device=where, requires_grad=True)
+    table = (torch.randn(items, WIDTH, device=where) / WIDTH**0.5).requires_grad_()
+    targets = torch.randint(items, (ROWS,), device=where)
+
+    def step() -> None:
+        users.grad = table.grad = None
+        loss(users, table, targets).backward()
+
+    full_cross_entropy(users[:1, :1], table[:1, :1], targets[:1] * 0).backward()  # libraries are loaded before counting
+    users.grad = table.grad = None
+    gradients = (users.numel() + table.numel()) * table.element_size()
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    before = peak_bytes(device, now=True)
+    step()
+    beyond = peak_bytes(device) - before - gradients
+    return best(step, where), beyond / 2**20
+
+
+def peak_bytes(device: str, *, now: bool = False) -> int:
+    """Bytes that the process or its GPU memory held at most; with ``now`` at this moment."""
+    if device == "cuda":
+        return torch.cuda.memory_allocated() if now else torch.cuda.max_memory_allocated()
+    if now:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

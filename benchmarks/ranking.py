@@ -1,0 +1,39 @@
+"""Ranks of held-out items among the whole catalogue, against the roofline."""
+
+from collections.abc import Iterator
+
+import torch
+
+from benchmarks.roofline import Work, best, count_operations, measure_rates
+from benchmarks.steps import without_padding
+from benchmarks.table import Row, apart
+from mmm4rec.evaluation.ranking import rank_targets
+from mmm4rec.planning.measure import invent
+
+DOMAINS = {"quick": ("scientific",), "full": ("scientific", "office", "kindle")}
+SYSTEMS = ("sasrec", "mmm4rec")
+USERS = {"cpu": 4096, "cuda": 87_346}
+
+
+def rows(size: str, device: str) -> Iterator[Row]:
+    """Ranking of so many users at catalogues of the paper."""
+    for system in SYSTEMS:
+        for domain in DOMAINS[size]:
+            (items, users, seconds, limit), memory = apart(measure, system, domain, device)
+            yield Row(f"ranking, {system}", items, "items", seconds, "roofline", limit, memory, f"{users} users")
+
+
+def measure(system: str, domain: str, device: str) -> tuple[int, int, float, float]:
+    """Items, users, seconds and the least seconds of ranking them."""
+    where = torch.device(device)
+    rates = measure_rates(where)
+    subject = invent(system, "finetune", domain, where, users=USERS[device])
+    targets = subject.events.test_rows()[: USERS[device]]
+
+    def rank() -> None:
+        rank_targets(subject.system, subject.events, targets, time=subject.time_aware)
+
+    with without_padding():
+        operations = count_operations(rank)
+    read = sum(v.numel() * v.element_size() for v in (*subject.system.parameters(), *subject.system.buffers()))
+    return subject.events.n_items, len(targets), best(rank, where, 3), Work(operations, read).seconds(rates)

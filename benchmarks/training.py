@@ -1,0 +1,59 @@
+"""A training step of MMM4Rec, against its roofline and against the same step computed in full, padding and all."""
+
+from collections.abc import Iterator
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from benchmarks.padded import padded_loss
+from benchmarks.roofline import best, measure_rates
+from benchmarks.steps import Step
+from benchmarks.table import Row, apart
+from mmm4rec.models.base import Rows, System, Tables
+from mmm4rec.models.mmm4rec import MMM4Rec
+from mmm4rec.planning.measure import Subject, invent
+
+DOMAINS = {"quick": ("scientific",), "full": ("scientific", "office")}
+PRETRAINING = {"quick": ("office",), "full": ("office", "kindle")}
+PADDED_BATCHES = 1  # the rival is slow
+
+
+def rows(size: str, device: str) -> Iterator[Row]:
+    """Fine-tuning and pre-training at catalogues of the paper."""
+    for stage, domains in (("finetune", DOMAINS[size]), ("pretrain", PRETRAINING[size])):
+        for domain in domains:
+            (items, n_rows, seconds, limit), memory = apart(measure, stage, domain, device)
+            yield Row(f"{stage} step", items, "items", seconds, "roofline", limit, memory, f"{n_rows} rows")
+    for domain in DOMAINS[size]:
+        (items, n_rows, seconds, rival), _ = apart(measure_padded, domain, device)
+        yield Row("finetune step", items, "items", seconds, "padded reference", rival, remark=f"{n_rows} rows")
+
+
+def measure(stage: str, domain: str, device: str) -> tuple[int, int, float, float]:
+    """Items, rows, seconds and the least seconds of an optimiser step."""
+    where = torch.device(device)
+    rates = measure_rates(where)
+    step = Step(invent("mmm4rec", stage, domain, where))
+    return step.subject.events.n_items, len(step.rows), best(step, where, 3), step.work().seconds(rates)
+
+
+def measure_padded(domain: str, device: str) -> tuple[int, int, float, float]:
+    """Items, rows and seconds of a step of one batch, and of the same in full."""
+    where = torch.device(device)
+    subject = invent("mmm4rec", "finetune", domain, where)
+    ours = Step(subject, PADDED_BATCHES)
+    full = PaddedStep(subject, PADDED_BATCHES)
+    return subject.events.n_items, len(ours.rows), best(ours, where, 3), best(full, where, 1)
+
+
+class PaddedStep(Step):
+    """The step with `benchmarks.padded`: same rows, weights and optimiser."""
+
+    def __init__(self, subject: Subject, batches: int) -> None:
+        super().__init__(subject, batches)
+        self.loss = _padded
+
+
+def _padded(system: System, tables: Tables, rows: Rows, batch_size: int) -> Tensor:
+    return padded_loss(cast(MMM4Rec, system), rows)
