@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 SCHEMA := workflow/schemas/config.schema.json
 CORES ?= $(shell $(PYTHON) -c 'import os; print(os.cpu_count())')
 
-.PHONY: install demo test test-quick lint schema lock clean
+.PHONY: install demo test test-quick bench lint schema lock clean
 
 install: $(INSTALLED)
 
@@ -26,6 +26,10 @@ test: $(INSTALLED)
 
 test-quick: $(INSTALLED)
 	$(BIN)/python -m pytest -n auto --maxprocesses 8 -m "not slow"
+
+# Speed and memory against rooflines and rivals, an hour on two cores; BENCH="loss ranking" takes some, --quick is quick.
+bench: $(INSTALLED)
+	$(BIN)/python -m benchmarks $(BENCH)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check

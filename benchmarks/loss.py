@@ -1,15 +1,13 @@
 """The full-catalogue loss: time against the roofline and the plain one, and memory that stays level."""
 
-import resource
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.roofline import Work, best, measure_rates
-from benchmarks.table import Row, apart
+from benchmarks.table import Row, apart, peak_bytes, start_peak
 from mmm4rec.nn.losses import full_cross_entropy
 
 ROWS, WIDTH = 1024, 256
@@ -55,18 +53,8 @@ def measure(loss: Loss, items: int, device: str) -> tuple[float, float]:
     full_cross_entropy(users[:1, :1], table[:1, :1], targets[:1] * 0).backward()  # libraries are loaded before counting
     users.grad = table.grad = None
     gradients = (users.numel() + table.numel()) * table.element_size()
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-    before = peak_bytes(device, now=True)
+    start_peak(device)
+    before = peak_bytes(device)
     step()
     beyond = peak_bytes(device) - before - gradients
     return best(step, where), beyond / 2**20
-
-
-def peak_bytes(device: str, *, now: bool = False) -> int:
-    """Bytes that the process or its GPU memory held at most; with ``now`` at this moment."""
-    if device == "cuda":
-        return torch.cuda.memory_allocated() if now else torch.cuda.max_memory_allocated()
-    if now:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -23,10 +23,8 @@ from mmm4rec.nn.time_signal import TimeMask
 def padded_loss(model: MMM4Rec, rows: Rows) -> Tensor:
     """Mean cross-entropy of a batch of fine-tuning over the catalogue (eq. 21)."""
     h = padded_users(model, rows)
-    logits = 0
-    for m in MODALITIES:
-        logits = logits + h @ F.normalize(_items(model, m)).T / model.settings.temperature
-    return F.cross_entropy(cast(Tensor, logits), rows.targets - 1)
+    text, image = (h @ F.normalize(_items(model, m)).T / model.settings.temperature for m in MODALITIES)
+    return F.cross_entropy(text + image, rows.targets - 1)
 
 
 def padded_users(model: MMM4Rec, rows: Rows) -> Tensor:

@@ -131,11 +131,11 @@ def seconds_of_plain_python(ratings: Path) -> tuple[float, int]:
             break
         events = kept
     sequences = defaultdict(list)
-    for user, item, _, time_ in events:
+    for user, item, _rating, time_ in events:
         sequences[user].append((time_, item))
     ids: dict[str, int] = {}
     for sequence in sequences.values():
         sequence.sort(key=lambda pair: pair[0])
-        for _, item in sequence:
-            ids.setdefault(item, len(ids) + 1)
+        for _time, name in sequence:
+            ids.setdefault(name, len(ids) + 1)
     return time.perf_counter() - start, len(events)

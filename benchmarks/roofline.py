@@ -1,5 +1,6 @@
-"""The roofline: no computation is quicker than its operations at the measured rate of matrix products, nor than its
-bytes at the measured rate of memory (Williams, Waterman and Patterson, CACM 2009).
+"""The roofline (Williams, Waterman and Patterson, CACM 2009).
+
+No computation is quicker than its operations at the rate of matrix products, nor than its bytes at the rate of memory.
 """
 
 import time

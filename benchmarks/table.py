@@ -2,14 +2,16 @@
 
 import csv
 import dataclasses
-import resource
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import ParamSpec, TypeVar
+
+import torch
 
 from mmm4rec.io import write_text
 from mmm4rec.provenance import environment
@@ -72,12 +74,32 @@ def read_rows(path: Path) -> list[Row]:
 def apart(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> tuple[T, float]:
     """Call a function in a process of its own; also gives that process's peak memory in MiB."""
     with ProcessPoolExecutor(1, get_context("spawn")) as process:
-        return process.submit(_with_memory, function, *args, **kwargs).result()
+        return process.submit(_with_memory, partial(function, *args, **kwargs)).result()
 
 
-def _with_memory(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> tuple[T, float]:
-    result = function(*args, **kwargs)
-    return result, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+def _with_memory(call: Callable[[], T]) -> tuple[T, float]:
+    torch.set_float32_matmul_precision("high")  # as in training
+    result = call()
+    return result, peak_bytes("cpu") / 2**20
+
+
+def start_peak(device: str) -> None:
+    """Forget what was held before: the peak is that of now on."""
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_bytes(device: str) -> int:
+    """Bytes held at most by the process, or on the GPU.
+
+    The kernel's high-water mark of the process; ``ru_maxrss`` would begin with that of the process which started it.
+    """
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated()
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return 1024 * int(status["VmHWM"].split()[0])
 
 
 def _cell(value: object) -> object:

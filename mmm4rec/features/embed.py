@@ -85,7 +85,7 @@ def embed(
     with tempfile.TemporaryDirectory() if state is None else nullcontext(state) as folder:
         _same_work(Path(folder), key)
         text, has_text = _encode_texts(model, items["text"], Path(folder), batch_size)
-        image, has_image = _encode_images(model, Path(images), len(items), Path(folder), batch_size)
+        image, has_image = encode_images(model, Path(images), len(items), Path(folder), batch_size)
     has = {"text": has_text} | ({"image": has_image} if has_image.any() else {})
     check_missing(settings["missing_features"], has, items["item"], str(domain))
     if settings["missing_image"] == "white":
@@ -128,7 +128,7 @@ def _encode_texts(
         return _encode("texts", model.texts, start, parts, len(texts), state, batch_size)
 
 
-def _encode_images(
+def encode_images(
     model: Encoder, folder: Path, n_items: int, state: Path, batch_size: int
 ) -> tuple[np.ndarray | None, np.ndarray]:
     """Vectors [N, F] of the pictures, and which items have one."""

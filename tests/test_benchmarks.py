@@ -1,0 +1,65 @@
+"""What the benchmarks hold themselves against computes the same; that they run. No time is looked at."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from benchmarks import figure, loss, table
+from benchmarks.padded import padded_loss, padded_users
+from benchmarks.roofline import Work, count_operations, measure_rates
+from benchmarks.steps import Step
+from mmm4rec.planning.measure import Subject, invent
+
+
+@pytest.fixture
+def subject() -> Subject:
+    whole = invent("mmm4rec", "finetune", "scientific", torch.device("cpu"))
+    whole.system.double().eval()
+    return dataclasses.replace(whole, rows=whole.rows[::9][:40])
+
+
+def test_the_padded_reference_computes_what_the_fast_model_does(subject):
+    system, events = subject.system, subject.events
+    rows = events.batch(subject.rows, system.max_length, time=True)
+    torch.testing.assert_close(padded_users(system, rows), system.users(system.item_tables(), rows))
+
+    system.zero_grad()
+    padded_loss(system, rows).backward()
+    theirs = {name: p.grad for name, p in system.named_parameters()}
+    system.zero_grad()
+    (system.finetune_loss(system.item_tables(), rows) / len(rows.lengths)).backward()
+    for name, p in system.named_parameters():
+        # the reference has no skipped positions, where some gradients are zero instead of none
+        ours = torch.zeros_like(p) if p.grad is None else p.grad
+        torch.testing.assert_close(ours, torch.zeros_like(p) if theirs[name] is None else theirs[name], msg=name)
+
+
+def test_operations_are_counted_without_padding_and_within_the_loss():
+    whole = invent("sasrec", "finetune", "scientific", torch.device("cpu"))
+    step = Step(dataclasses.replace(whole, rows=whole.rows[:64]))
+    work = step.work()
+    width, items = whole.system.settings.hidden_size, whole.events.n_items
+    assert work.operations > 6 * 64 * items * width  # the scores alone, forward and back
+    assert work.operations <= count_operations(step) + 6 * 64 * items * width
+
+
+def test_a_limit_is_the_larger_of_operations_and_bytes():
+    rates = measure_rates(torch.device("cpu"))
+    assert Work(rates.operations, 0).seconds(rates) == 1
+    assert Work(rates.operations, 3 * rates.bytes).seconds(rates) == pytest.approx(3)
+
+
+@pytest.mark.slow
+def test_rows_are_written_and_drawn(tmp_path, monkeypatch):
+    monkeypatch.setitem(loss.SIZES, "quick", (50, 90))
+    rows = list(loss.rows("quick", "cpu"))
+    assert [(row.size, row.against) for row in rows] == [
+        (items, against) for items in (50, 90) for against in ("roofline", "all scores at once")
+    ]
+    table.write_rows(tmp_path / "loss.csv", rows)
+    again = table.read_rows(tmp_path / "loss.csv")
+    assert [row.what for row in again] == [row.what for row in rows]
+    for some in (rows, rows[:1]):  # lines, and a bar
+        figure.draw(tmp_path / "loss.png", some)
+        assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
