@@ -119,8 +119,8 @@ def seconds_of_plain_python(ratings: Path) -> tuple[float, int]:
     seen, events = set(), []
     with ratings.open() as file:
         for line in file:
-            item, user, rating, time_ = line.rstrip("\n").split(",")
-            event = (user, item, float(rating), int(time_))
+            item, user, rating, stamp = line.rstrip("\n").split(",")
+            event = (user, item, float(rating), int(stamp))
             if event not in seen:
                 seen.add(event)
                 events.append(event)
@@ -136,6 +136,6 @@ def seconds_of_plain_python(ratings: Path) -> tuple[float, int]:
     ids: dict[str, int] = {}
     for sequence in sequences.values():
         sequence.sort(key=lambda pair: pair[0])
-        for _time, name in sequence:
+        for _, name in sequence:
             ids.setdefault(name, len(ids) + 1)
     return time.perf_counter() - start, len(events)
