@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from benchmarks.figure import draw
-from benchmarks.table import write_rows
+from benchmarks.table import as_in_training, write_rows
 from mmm4rec.training.loop import resolve_device
 
 NAMES = ("preparation", "training", "loss", "ranking", "features", "systems")
@@ -23,6 +23,7 @@ def main(
     if unknown := set(names or ()) - set(NAMES):
         raise typer.BadParameter(f"{', '.join(sorted(unknown))}: choose among {', '.join(NAMES)}")
     size, kind = "quick" if quick else "full", resolve_device(device).type
+    as_in_training()
     for name in names or NAMES:
         rows = []
         for row in importlib.import_module(f"benchmarks.{name}").rows(size, kind):

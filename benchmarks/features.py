@@ -41,6 +41,7 @@ def rows(size: str, device: str) -> Iterator[Row]:
 def measure(size: str, device: str, n: int) -> tuple[float, float, float]:
     """Seconds of all of it, of decoding alone and of the encoder alone."""
     where, batch = torch.device(device), BATCH[device]
+    torch.set_num_threads(cpu_count() or 1)
     with tempfile.TemporaryDirectory() as folder:
         encoder = small(Path(folder)) if size == "quick" else large(where)
         data = invent(Path(folder) / "images", n)

@@ -78,9 +78,15 @@ def apart(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> tuple[
 
 
 def _with_memory(call: Callable[[], T]) -> tuple[T, float]:
-    torch.set_float32_matmul_precision("high")  # as in training
+    as_in_training()
     result = call()
     return result, peak_bytes("cpu") / 2**20
+
+
+def as_in_training() -> None:
+    """One thread, as the workflow's jobs have, and TF32 on a GPU."""
+    torch.set_num_threads(1)
+    torch.set_float32_matmul_precision("high")
 
 
 def start_peak(device: str) -> None:
