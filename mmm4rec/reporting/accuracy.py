@@ -1,6 +1,7 @@
 """Tables II to IV: recall and ndcg of every system on every target, means over the seeds, print beside ours."""
 
 import statistics
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -205,6 +206,7 @@ def _markdown(
             f"{DAGGER} {read_system(OURS[number]).name} and the best other system differ: paired permutation test over "
             f"the users, p < {LEVEL} after Holm's correction for {len(tests)} comparisons.\n"
         )
+    lines += own_settings(table)
     if printed:
         below += [OVER_ALL, *([QUOTED] if number in (2, 3) else [])]
     below += slips(number, printed, systems)
@@ -239,7 +241,7 @@ def notes(table: list[Run], dataset: str) -> list[str]:
     """What a reader must know before comparing: seeds, time, pre-training, switches that leak or mask."""
     runs = [run for run in table if run["dataset"] == dataset]
     seeds = {s: sorted({r["seed"] for r in runs if r["system"] == s}) for s in dict.fromkeys(r["system"] for r in runs)}
-    notes = ["Seeds: " + "; ".join(f"{s} {', '.join(map(str, v))}" for s, v in seeds.items()) + "."]
+    notes = [_seeds(seeds)]
     timed = [r for r in runs if "time" in r["config"]["reads"]]
     if timed and not any(r["time"] for r in timed):
         notes.append("time: off (the domain has no timestamps, or the settings leave them out).")
@@ -250,14 +252,35 @@ def notes(table: list[Run], dataset: str) -> list[str]:
         systems = sorted({r["system"] for r in runs if r["config"]["settings"].get(key) == bad})
         if systems:
             notes.append(note.format(", ".join(systems)))
-    changed = {s: _changed(next(r["config"] for r in runs if r["system"] == s)) for s in seeds}
-    if any(changed.values()):
-        notes.append(
-            "Set other than in `config/systems`: " + "; ".join(f"{s} {c}" for s, c in changed.items() if c) + "."
-        )
     if any(r["config"]["mask_seen"] for r in runs):
         notes.append("Items of the history are no candidates (`mask_seen: true`).")
     return notes
+
+
+def _seeds(seeds: Mapping[str, list[int]]) -> str:
+    """Seeds that systems were run with, those of the same seeds together."""
+    groups: dict[str, list[str]] = {}
+    for system, own in seeds.items():
+        groups.setdefault(", ".join(map(str, own)), []).append(system)
+    if len(groups) == 1:
+        return f"Seeds: {next(iter(groups))}."
+    return "Seeds: " + "; ".join(f"{own} of {', '.join(systems)}" for own, systems in groups.items()) + "."
+
+
+def own_settings(table: list[Run]) -> list[str]:
+    """A list of what was set other than in the systems' files, for below a table; empty if nothing was."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for run in table:
+        datasets = found.setdefault((run["system"], _changed(run["config"])), [])
+        if run["dataset"] not in datasets:
+            datasets.append(run["dataset"])
+    n_texts = Counter(system for system, _ in found)
+    lines = []
+    for (system, text), datasets in found.items():
+        where = f" on {', '.join(datasets)}" if n_texts[system] > 1 else ""
+        if text:
+            lines.append(f"- {system}{where}: {text}")
+    return ["Set other than in `config/systems`, where the value in brackets stands:", "", *lines, ""] if lines else []
 
 
 def _changed(config: dict[str, Any]) -> str:

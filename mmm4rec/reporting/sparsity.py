@@ -18,7 +18,7 @@ from mmm4rec.evaluation.metrics import METRICS, per_user
 from mmm4rec.evaluation.significance import DRAWS, Values
 from mmm4rec.features.store import read_table
 from mmm4rec.io import write_text
-from mmm4rec.reporting.accuracy import COMPARISON, DAGGER, LEVEL, against_best, correct, notes
+from mmm4rec.reporting.accuracy import COMPARISON, DAGGER, LEVEL, against_best, correct, notes, own_settings
 from mmm4rec.reporting.runs import Run, read_run, rounded, to_csv
 from mmm4rec.training.data import Events, load_events
 
@@ -225,6 +225,7 @@ def _markdown(table: list[Run], results: Sequence[Result], systems: Sequence[str
                 lines.append(f"| {ours} less the best other | {' | '.join(marked)} |")
                 lines.append(f"| which is | {' | '.join(read_system(t['other']).name for t in tests)} |")
             lines.append("")
+    lines += own_settings(table)
     return "\n".join(lines).rstrip() + "\n"
 
 

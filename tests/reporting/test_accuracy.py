@@ -124,12 +124,12 @@ def test_both_counts_of_office_are_the_paper_s(tmp_path):
     assert published_users("my_shop") == set()
 
 
-def test_settings_other_than_the_files_are_in_the_caption(tmp_path):
+def test_settings_other_than_the_files_are_listed_below(tmp_path):
     file = read_system("sasrec")
     stage = file.finetune.model_dump() | {"epochs": 3}
     run = write_run(tmp_path, "sasrec", 1, 0.2, settings=file.settings | {"hidden_size": 32}, stage=stage)
     accuracy.write_accuracy_table(2, [run], tmp_path / "t.csv", systems=["sasrec"])
-    assert "sasrec hidden_size 32 (64), epochs 3 (300)." in (tmp_path / "t.md").read_text()
+    assert "\n- sasrec: hidden_size 32 (64), epochs 3 (300)\n" in (tmp_path / "t.md").read_text()
 
 
 @pytest.mark.parametrize(
