@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from benchmarks.figure import draw
-from benchmarks.table import as_in_training, write_rows
+from benchmarks.table import as_in_training, write_page, write_rows
 from mmm4rec.training.loop import resolve_device
 
 NAMES = ("preparation", "training", "loss", "ranking", "features", "systems")
@@ -35,6 +35,7 @@ def main(
             rows.append(row)
         write_rows(out / f"{name}.csv", rows)
         draw(out / f"{name}.png", rows)
+        write_page(out, NAMES)
 
 
 if __name__ == "__main__":  # processes that measure import this file too

@@ -2,7 +2,7 @@
 
 import csv
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -16,6 +16,13 @@ import torch
 from mmm4rec.io import write_text
 from mmm4rec.provenance import environment
 from mmm4rec.reporting.runs import to_csv
+
+PAGE = (
+    "Written by `make bench`. The share is the other time over ours: 0.5 against a roofline is half of what the device "
+    "could do at best, 10 against a rival is ten times as fast. docs/performance.md says what is measured and why."
+)
+
+HEAD = "| | size | time | held against | its time | share | memory, MiB | |"
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -69,6 +76,30 @@ def read_rows(path: Path) -> list[Row]:
         rows = list(csv.DictReader(file))
     kinds = {field.name: field.type for field in dataclasses.fields(Row)}
     return [Row(**{name: kind(row[name]) for name, kind in kinds.items()}) for row in rows]  # type: ignore[operator]
+
+
+def write_page(folder: Path, names: Sequence[str]) -> None:
+    """Write what the CSV files of a folder say as ``README.md``, for reading."""
+    lines = ["# Measured speed and memory", "", PAGE, ""]
+    for name in names:
+        path = folder / f"{name}.csv"
+        if not path.exists():
+            continue
+        with path.open(encoding="utf-8", newline="") as file:
+            made = next(csv.DictReader(file))
+        lines += [f"## {name.capitalize()}", ""]
+        versions = f"{made['threads']} threads, torch {made['torch']}, {made['date']}, {made['commit'][:10]}"
+        lines += [f"{made['device']}, {versions}.", "", HEAD, "|---|---:|---:|---|---:|---:|---:|---|"]
+        for row in read_rows(path):
+            cells = [row.what, f"{row.size:,.0f} {row.unit}", _time(row.seconds), row.against, _time(row.limit)]
+            cells += [f"{row.share:.2f}", f"{row.memory:.0f}" if row.memory else "", row.remark]
+            lines.append(f"| {' | '.join(cells)} |")
+        lines += ["", f"![{name}]({name}.png)", ""]
+    write_text(folder / "README.md", "\n".join(lines).rstrip() + "\n")
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds:.3g} s" if seconds >= 1 else f"{1000 * seconds:.3g} ms"
 
 
 def apart(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> tuple[T, float]:

@@ -60,6 +60,10 @@ def test_rows_are_written_and_drawn(tmp_path, monkeypatch):
     table.write_rows(tmp_path / "loss.csv", rows)
     again = table.read_rows(tmp_path / "loss.csv")
     assert [row.what for row in again] == [row.what for row in rows]
+    table.write_page(tmp_path, ["training", "loss"])
+    page = (tmp_path / "README.md").read_text()
+    assert "## Loss" in page
+    assert "| loss and gradients | 90 items |" in page
     for some in (rows, rows[:1]):  # lines, and a bar
         figure.draw(tmp_path / "loss.png", some)
         assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")

@@ -6,7 +6,9 @@ from torch import Tensor
 from mmm4rec.models.base import System
 from mmm4rec.training.data import Events
 
-SCORES_AT_ONCE = 2**25  # scores held at a time: 128 MiB in float32
+ROWS_AT_ONCE = 4096  # rows whose user vectors are computed at a time
+#: scores held at a time: on a processor what its caches hold, on a GPU 128 MiB in float32
+SCORES_AT_ONCE = {"cpu": 2**21, "cuda": 2**25}
 
 
 @torch.inference_mode()
@@ -32,23 +34,30 @@ def rank_targets(
     system.eval()
     tables = system.item_tables()
     extra = system.extra_candidates(tables)
-    rows_at_once = max(1, min(4096, SCORES_AT_ONCE // events.n_items))
+    scored_at_once = max(1, SCORES_AT_ONCE[targets.device.type] // events.n_items)
     ranks = []
-    for part in targets.split(rows_at_once):
+    for part in targets.split(ROWS_AT_ONCE):
         rows = events.batch(part, system.max_length, time=time, target_time=system.target_time_in_row)
         users = system.users(tables, rows)
-        scores = system.scores(tables, users)
-        target_scores = scores.gather(1, rows.targets[:, None] - 1)
-        if mask_seen:
-            scores = _without_history(scores, events, part, rows.targets)
-        rank = (scores >= target_scores).sum(1)
-        if extra is not None:
-            rank += (users @ extra.T >= target_scores).sum(1)
-        if bool(torch.isnan(scores).any()):
-            raise FloatingPointError("a score is NaN: the model did not train to finite weights")
-        ranks.append(rank)
+        for some, those, items in zip(*(v.split(scored_at_once) for v in (users, part, rows.targets)), strict=True):
+            scores = system.scores(tables, some)
+            if bool(scores.amax(1).isnan().any()):
+                raise FloatingPointError("a score is NaN: the model did not train to finite weights")
+            target_scores = scores.gather(1, items[:, None] - 1)
+            if mask_seen:
+                scores = _without_history(scores, events, those, items)
+            rank = _count(scores >= target_scores)
+            if extra is not None:
+                rank += _count(some @ extra.T >= target_scores)
+            ranks.append(rank)
     system.train(was_training)
     return torch.cat(ranks)
+
+
+def _count(marked: Tensor) -> Tensor:
+    """Marks [R] in each row of [R, N]; as numbers, which are added several times as quickly as truth values."""
+    assert marked.shape[1] < 2**24, "float32 counts no further"
+    return marked.float().sum(1).long()
 
 
 def _without_history(scores: Tensor, events: Events, targets: Tensor, target_items: Tensor) -> Tensor:
