@@ -88,7 +88,8 @@ def write_page(folder: Path, names: Sequence[str]) -> None:
         with path.open(encoding="utf-8", newline="") as file:
             made = next(csv.DictReader(file))
         lines += [f"## {name.capitalize()}", ""]
-        versions = f"{made['threads']} thread{'s' * (made['threads'] != '1')}, torch {made['torch']}, {made['date']}, {made['commit'][:10]}"
+        threads = f"{made['threads']} thread{'s' * (made['threads'] != '1')}"
+        versions = f"{threads}, torch {made['torch']}, {made['date']}, {made['commit'][:10]}"
         lines += [f"{made['device']}, {versions}.", "", HEAD, "|---|---:|---:|---|---:|---:|---:|---|"]
         for row in read_rows(path):
             cells = [row.what, f"{row.size:,.0f} {row.unit}", _time(row.seconds), row.against, _time(row.limit)]
