@@ -18,7 +18,7 @@ from mmm4rec.training.loop import batch_mean, train
 SYSTEMS = ["mmm4rec", "unisrec", "missrec", "vqrec", "zesrec"]
 WITHOUT_DROPOUT = {
     "unisrec": {"dropout": 0.0, "adaptor_dropout": 0.0},
-    **dict.fromkeys(["mmm4rec", "missrec", "vqrec", "zesrec"], {"dropout": 0.0}),
+    **{key: {"dropout": 0.0} for key in ("mmm4rec", "missrec", "vqrec", "zesrec")},
 }
 
 
