@@ -6,6 +6,7 @@ can also be given as environment variables, which is how the workflow sets them.
 
 import json
 import logging
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -76,6 +77,8 @@ def main(
 ) -> None:
     """Transferable multi-modal sequential recommendation, from raw reviews to the paper's tables."""
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S", level=logging.INFO)
+    if "TORCHELASTIC_RUN_ID" in os.environ and os.environ["RANK"] != "0":  # of torchrun's processes one writes the log
+        logging.disable()
     if not sys.stderr.isatty():  # a log begins with the command that wrote it
         log.info("mmm4rec %s", shlex.join(sys.argv[1:]))
 
@@ -219,7 +222,7 @@ def pretrain(
     device: Device = "auto",
     tensorboard: TensorBoard = None,
 ) -> None:
-    """Pre-train a system on the merged sources."""
+    """Pre-train a system on the merged sources; on N devices: torchrun --standalone --nproc-per-node N -m mmm4rec."""
     from mmm4rec.training.pretrain import pretrain as run
 
     run(read_settings(settings), domain, features, out, state=state, device=device, tensorboard=tensorboard)

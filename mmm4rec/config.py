@@ -181,6 +181,9 @@ class Config(Strict):
     seeds: Seeds = Field([2020, 2021, 2022], min_length=1)
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["32-true", "bf16-mixed"] = Field("32-true", description="of training; 32-true uses TF32 on GPUs")
+    pretrain_devices: int = Field(
+        1, ge=1, description="devices that share a pre-training: GPUs, or processor cores; changes rounding alone"
+    )
     offline: bool = Field(False, description="true: no network at all; images not yet there count as unreachable")
     preset: Preset = "paper"
     text_fields: TextFields | None = Field(None, description="text of an item; default: the preset's")
@@ -266,6 +269,9 @@ class SystemFile(Strict):
     reads: list[Literal["ids", "text", "image", "time"]]
     tables: list[int] = Field(description="the paper's tables this system stands in")
     model: str = Field(description="key of the class in mmm4rec.models")
+    one_device: bool = Field(
+        False, description="pre-training takes one device alone: its loss encodes more than what `encode_rows` does"
+    )
     settings: dict[str, Any] = Field({}, description="hyper-parameters, checked by the model's own Settings")
     released: dict[str, Any] = Field({}, description="what `preset: released` changes in `settings`")
     pretrain: StageSettings | None = Field(None, description="none: the system does not transfer")
@@ -492,6 +498,11 @@ def pretrain_key(config: Config, system: str) -> str | None:
     return resolved.pretrained_as or system
 
 
+def pretrain_devices(config: Config, system: str) -> int:
+    """How many devices share a system's pre-training: those that are configured, if it can be divided."""
+    return 1 if resolve_system(config, system).one_device else config.pretrain_devices
+
+
 def pretrain_settings(config: Config, system: str) -> dict[str, Any]:
     """What changes pre-trained weights."""
     resolved = resolve_system(config, system)
@@ -552,7 +563,7 @@ def truncation_settings(config: Config, system: str, domain: str, last: int, see
 
 def result_settings(config: Config) -> dict[str, Any]:
     """The configuration without what changes no result: devices, folders, ways to fetch, domains that are not used."""
-    without = {"device", "offline", "gate", "results", "raw"}
+    without = {"device", "pretrain_devices", "offline", "gate", "results", "raw"}
     images, encoder = {"concurrency", "timeout", "tries"}, {"batch_size", "folder"}
     values = config.model_dump(
         mode="json", exclude={**dict.fromkeys(without, True), "images": images, "encoder": encoder}

@@ -19,6 +19,7 @@ from mmm4rec.config import (
     load_config,
     parse_config,
     prepare_settings,
+    pretrain_devices,
     pretrain_key,
     pretrain_settings,
     read_system,
@@ -393,17 +394,26 @@ def test_released_runs_stopped_on_recall_for_two_domains(category, metric):
     offline=st.booleans(),
     tries=st.integers(1, 9),
     batch=st.integers(1),
+    devices=st.integers(1, 9),
 )
-def test_what_changes_no_output_is_in_no_step_s_settings(device, offline, tries, batch):
+def test_what_changes_no_output_is_in_no_step_s_settings(device, devices, offline, tries, batch):
     """Else a changed device would retrain everything."""
     plain = parse_config(values(sources=["food"]))
-    changed = {"device": device, "offline": offline, "images": {"tries": tries}, "encoder": {"batch_size": batch}}
+    changed = {"device": device, "pretrain_devices": devices, "offline": offline}
+    changed |= {"images": {"tries": tries}, "encoder": {"batch_size": batch}}
     config = parse_config(values(sources=["food"], **changed))
     assert prepare_settings(config, "shop") == prepare_settings(plain, "shop")
     assert embed_settings(config, "food") == embed_settings(plain, "food")
+    assert pretrain_settings(config, "mmm4rec") == pretrain_settings(plain, "mmm4rec")
     assert finetune_settings(config, "sasrec", "shop", 1) == finetune_settings(plain, "sasrec", "shop", 1)
     assert result_settings(config) == result_settings(plain)
     assert result_settings(parse_config(values(sources=["food"], mask_seen=True))) != result_settings(plain)
+
+
+def test_pretraining_is_shared_by_the_configured_devices_where_it_can_be():
+    assert pretrain_devices(parse_config(values()), "mmm4rec") == 1
+    config = parse_config(values(pretrain_devices=4))
+    assert [pretrain_devices(config, key) for key in ("mmm4rec", "mmsrec")] == [4, 1]
 
 
 def test_a_truncated_run_sees_the_last_items_and_starts_from_scratch():

@@ -137,7 +137,14 @@ class System(nn.Module):
     # -- what the engine calls
 
     def users(self, tables: Tables, rows: Rows) -> Tensor:
-        """User vectors [B, D]; rows go through ``encode`` in chunks of similar length."""
+        """User vectors [B, D]."""
+        return self.encode_rows(tables, rows)
+
+    def encode_rows(self, tables: Tables, rows: Rows) -> Tensor:
+        """What ``encode`` gives of each row, [B, ...]; rows go through it in chunks of similar length.
+
+        Pre-training on several devices divides this among them (``mmm4rec.training.distributed``).
+        """
         if self.fixed_length:
             return self.encode(tables, rows)
         # only the items at hand, so that no chunk's gradient is as large as the catalogue

@@ -152,7 +152,7 @@ class MISSRec(System):
 
     def users_and_penalties(self, tables: Tables, rows: Rows) -> tuple[Tensor, Tensor]:
         """User vectors [B, D] and how alike the row's interests are, [B]."""
-        encoded = super().users(tables, rows)
+        encoded = self.encode_rows(tables, rows)
         return encoded[:, :-1], encoded[:, -1]
 
     def encode(self, tables: Tables, rows: Rows) -> Tensor:

@@ -20,7 +20,7 @@ class Finished:
 
     Attributes:
         settings: its config.json.
-        epoch: mean seconds of an epoch, without validation; 0 if nothing was trained.
+        epoch: mean seconds of an epoch, without validation, of all devices that shared it; 0 if nothing was trained.
         validation: mean seconds of a validation; 0 if there was none.
         epochs: of fine-tuning, or of pre-training.
         indomain: mean seconds of an epoch of the in-domain stage; 0 if there is none.
@@ -84,15 +84,16 @@ def _read(folder: Path) -> Finished:
     with (folder / "history.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     indomain = metrics.get("indomain")
+    made = read_json(folder / "environment.json")
     gpu = metrics["peak_gpu_memory_mib"]
     return Finished(
         settings=read_json(folder / "config.json"),
-        epoch=statistics.fmean(float(row["seconds"]) for row in rows) if rows else 0.0,
+        epoch=made.get("processes", 1) * statistics.fmean(float(row["seconds"]) for row in rows) if rows else 0.0,
         validation=statistics.fmean(float(row.get("valid_seconds") or 0) for row in rows) if rows else 0.0,
         epochs=metrics["epochs"],
         indomain=indomain["seconds"] / indomain["epochs"] if indomain else 0.0,
         on_gpu=gpu is not None,
-        device=read_json(folder / "environment.json")["device"],
+        device=made["device"],
         memory=metrics["peak_memory_mib"],
         gpu_memory=gpu or 0.0,
     )

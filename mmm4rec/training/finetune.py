@@ -14,6 +14,7 @@ from mmm4rec.evaluation.ranking import rank_targets
 from mmm4rec.io import write_parquet
 from mmm4rec.models.base import Rows, System, Tables, build
 from mmm4rec.training.data import load_catalogue, load_events
+from mmm4rec.training.distributed import require_one
 from mmm4rec.training.loop import History, Loss, batch_mean, resolve_device, train
 from mmm4rec.training.run import load_pretrained, remove_state, run_environment, write_run
 from mmm4rec.training.scalars import scalars
@@ -47,8 +48,9 @@ def finetune(
         tensorboard: folder for TensorBoard events.
 
     Raises:
-        UserError: files, settings or features do not fit the system.
+        UserError: files, settings or features do not fit the system, or ``torchrun`` started several processes.
     """
+    require_one("mmm4rec finetune")
     where = resolve_device(device)
     torch.manual_seed(settings["seed"])
     made_with = run_environment(settings)

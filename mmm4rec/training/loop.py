@@ -19,6 +19,7 @@ from mmm4rec.errors import UserError
 from mmm4rec.io import atomic
 from mmm4rec.models.base import Rows, System, Tables
 from mmm4rec.training.data import Events
+from mmm4rec.training.distributed import average_gradients, divide_rows, is_main, require_same_epoch
 
 log = logging.getLogger(__name__)
 
@@ -109,6 +110,8 @@ def train(
     Gradients of ``stage.accumulate`` batches are summed before a step. The item tables are computed once a step: the
     batches' gradients with respect to them are collected and go back through the item encoder once.
 
+    Processes that are connected (``mmm4rec.training.distributed``) train together; rank 0 alone writes.
+
     Args:
         system: on the device of ``events``.
         events: what rows are cut from.
@@ -125,7 +128,7 @@ def train(
         save_seconds: write the state at most this often, and at the end.
 
     Raises:
-        UserError: the loss is not finite.
+        UserError: the loss is not finite, or processes that train together would not go on from the same state.
     """
     if not len(targets):
         raise UserError("no training row: every ranked user needs at least four events to train on one")
@@ -150,6 +153,7 @@ def train(
             log.info("resumed after epoch %d from %s", len(history.epochs), saved)
         else:
             log.warning("%s is of a training with other settings or data: starting anew", saved)
+    require_same_epoch(len(history.epochs))
     last_save = time.monotonic()
     steps = -(-len(targets) // (stage.batch_size * stage.accumulate))
     with _progress() as progress:
@@ -162,6 +166,7 @@ def train(
             torch.manual_seed(epoch_seed(seed, epoch))
             system.train()
             system.start_epoch(epoch)
+            divide_rows(system, epoch_seed(seed, epoch))
             total = torch.zeros((), device=device, dtype=torch.float64)
             for batches in _steps(targets, stage, seed, epoch):
                 total += train_step(
@@ -194,7 +199,7 @@ def train(
             if on_epoch:
                 on_epoch(epoch, row)
             over = history.finished or epoch == stage.epochs  # a stage behind this one may be killed too
-            if saved and (over or time.monotonic() - last_save >= save_seconds):
+            if saved and is_main() and (over or time.monotonic() - last_save >= save_seconds):
                 progressed = {"weights": system.state_dict(), "optimizer": optimizer.state_dict()}
                 progressed |= {"history": asdict(history), "best_weights": best_weights, "made_with": made_with}
                 with atomic(saved) as part:
@@ -256,8 +261,9 @@ def train_step(
     reached = [(t, leaf.grad) for t, leaf in zip(tables, leaves, strict=True) if leaf.grad is not None]
     if reached:
         torch.autograd.backward([t for t, _ in reached], [g for _, g in reached])
+    trained = [p for group in optimizer.param_groups for p in group["params"]]
+    average_gradients(trained)
     if max_grad_norm is not None:
-        trained = [p for group in optimizer.param_groups for p in group["params"]]
         torch.nn.utils.clip_grad_norm_(trained, max_grad_norm)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
@@ -276,4 +282,4 @@ def _weights(system: System) -> dict[str, Tensor]:
 
 def _progress() -> Progress:
     columns = (BarColumn(), MofNCompleteColumn(), TextColumn("loss {task.fields[loss]:.4f}"), TimeRemainingColumn())
-    return Progress(*columns, disable=not sys.stderr.isatty(), transient=True)
+    return Progress(*columns, disable=not (sys.stderr.isatty() and is_main()), transient=True)

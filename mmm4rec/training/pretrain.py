@@ -9,6 +9,7 @@ import torch
 from mmm4rec.config import StageSettings
 from mmm4rec.models.base import build
 from mmm4rec.training.data import load_catalogue, load_events
+from mmm4rec.training.distributed import is_main, process_group, ranks
 from mmm4rec.training.loop import batch_mean, resolve_device, train
 from mmm4rec.training.run import remove_state, run_environment, write_run
 from mmm4rec.training.scalars import scalars
@@ -28,6 +29,9 @@ def pretrain(
 ) -> None:
     """Train on every prefix of every user of the sources, nothing held out, with the system's own objective.
 
+    Under ``torchrun`` its processes train together, each on a device of its own: with the result of one device up to
+    rounding and dropout's masks (``mmm4rec.training.distributed``).
+
     Args:
         settings: see ``mmm4rec.config.pretrain_settings``.
         domains: the prepared sources; users never cross them.
@@ -38,29 +42,30 @@ def pretrain(
         tensorboard: folder for TensorBoard events.
 
     Raises:
-        UserError: files, settings or features do not fit the system.
+        UserError: files, settings or features do not fit the system, or its processes cannot train together.
     """
-    where = resolve_device(device)
-    torch.manual_seed(settings["seed"])
-    made_with = run_environment(settings)
-    events = load_events(domains)
-    catalogue = load_catalogue(events, features, settings["reads"], settings["missing_image"])
-    system = build(settings["model"], settings["settings"], catalogue, pretraining=True).to(where)
-    events = events.to(where)
-    with scalars(tensorboard) as write:
-        history = train(
-            system,
-            events,
-            events.all_rows(),
-            StageSettings(**settings["stage"]),
-            batch_mean,
-            seed=settings["seed"],
-            time_aware="time" in settings["reads"],
-            whole_catalogue=False,
-            precision=settings["precision"],
-            state_dir=state,
-            on_epoch=write,
-        )
-    metrics = {"rows": len(events.all_rows()), "users": len(events.users)}
-    write_run(out, settings, system, history, metrics, made_with)
-    remove_state(state)
+    with process_group(resolve_device(device), settings["system"]) as where:
+        torch.manual_seed(settings["seed"])
+        made_with = run_environment(settings) | {"processes": ranks()}
+        events = load_events(domains)
+        catalogue = load_catalogue(events, features, settings["reads"], settings["missing_image"])
+        system = build(settings["model"], settings["settings"], catalogue, pretraining=True).to(where)
+        events = events.to(where)
+        with scalars(tensorboard if is_main() else None) as write:
+            history = train(
+                system,
+                events,
+                events.all_rows(),
+                StageSettings(**settings["stage"]),
+                batch_mean,
+                seed=settings["seed"],
+                time_aware="time" in settings["reads"],
+                whole_catalogue=False,
+                precision=settings["precision"],
+                state_dir=state,
+                on_epoch=write,
+            )
+        metrics = {"rows": len(events.all_rows()), "users": len(events.users)}
+        if is_main():
+            write_run(out, settings, system, history, metrics, made_with)
+            remove_state(state)

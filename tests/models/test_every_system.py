@@ -77,6 +77,16 @@ def test_no_gradient_explodes_at_the_start(key, missing_image):
 
 
 @pytest.mark.parametrize("key", PRETRAINED)
+def test_pretraining_on_several_devices_is_refused_where_rows_are_not_divided(key):
+    """What ``one_device`` says: whether the loss gets all that it needs of rows from ``encode_rows``."""
+    system = small(key, pretraining=True)
+    seen, encode_rows = [], system.encode_rows
+    system.encode_rows = lambda tables, rows: seen.append(len(rows.lengths)) or encode_rows(tables, rows)
+    system.pretrain_loss(system.item_tables(), BATCH)
+    assert set(seen) == (set() if read_system(key).one_device else {len(BATCH.lengths)})
+
+
+@pytest.mark.parametrize("key", PRETRAINED)
 def test_every_parameter_is_pretrained(key):
     system = small(key, pretraining=True, perturbed=0.3).train()
     for _ in range(3):

@@ -323,11 +323,13 @@ def test_transfer_between_the_demo_s_domains(tmp_path):
     short = {"pretrain": {"epochs": 1}, "finetune": {"epochs": 1}}
     changes = {"sources": ["kitchen"], "targets": ["garage"], "seeds": [1], "systems": ["mmm4rec", "mmm4rec_noid"]}
     changes["settings"] = {"mmm4rec": short, "mmm4rec_noid": short}
+    changes["pretrain_devices"] = 2
     changes["fig2"] = {"domain": "garage", "systems": ["mmm4rec"], "lengths": [1, 3]}
     code, output = snakemake(tmp_path, example=ROOT / "config/demo.yaml", **changes)
     assert code == 0, output
     results = tmp_path / "results/demo"
     assert (results / "pretrained/mmm4rec/model.safetensors").exists()
+    assert json.loads((results / "pretrained/mmm4rec/environment.json").read_text())["processes"] == 2
     assert not (results / "pretrained/mmm4rec_noid").exists()
     with (results / "tables/table1.csv").open() as file:
         assert {"kitchen", "garage"} <= {row["dataset"] for row in csv.DictReader(file)}

@@ -18,6 +18,7 @@ from mmm4rec.config import (
     paper_domain,
     parse_config,
     prepare_settings,
+    pretrain_devices,
     pretrain_key,
     pretrain_settings,
     raw_files,
@@ -144,6 +145,17 @@ def pretrain_inputs(wildcards):
         "domain": [domain_file(name) for name in CONFIG.sources],
         "features": features_of(wildcards.system, CONFIG.sources),
     }
+
+
+def devices_of(wildcards):
+    """How many devices share a pre-training."""
+    return pretrain_devices(CONFIG, wildcards.system)
+
+
+def launcher_of(wildcards):
+    """What starts a pre-training: Python, or on several devices torchrun, with a process a device."""
+    devices = devices_of(wildcards)
+    return "python3" if devices == 1 else f"torchrun --standalone --nproc-per-node {devices}"
 
 
 def finetune_inputs(wildcards):

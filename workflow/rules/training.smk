@@ -15,9 +15,11 @@ rule pretrain:
         "<benchmarks>/pretrain/{system}.tsv"
     conda:
         "../../envs/mmm4rec.yaml"
+    threads: devices_of
     resources:
-        mem_mb=16000,
-        gpu=GPU,
+        mem_mb=lambda wildcards: 16000 * devices_of(wildcards),
+        gpu=lambda wildcards: GPU * devices_of(wildcards),
+        launcher=launcher_of,  # no param: on more devices the result is the same
     params:
         inputs=options,
         settings=pretrain_params,
@@ -25,7 +27,7 @@ rule pretrain:
         state=f"{CONFIG.results}/state/pretrained/{{system}}",
         tensorboard=f"{CONFIG.results}/tensorboard/pretrained/{{system}}",
     shell:
-        "python3 -m mmm4rec pretrain {params.inputs} --settings {params.settings:q} --out {params.out:q}"
+        "{resources.launcher} -m mmm4rec pretrain {params.inputs} --settings {params.settings:q} --out {params.out:q}"
         " --state {params.state:q} --tensorboard {params.tensorboard:q} > {log} 2>&1"
 
 
