@@ -1,7 +1,10 @@
 """The fused kernels: on the GPU where there is one, else in Triton's interpreter."""
 
 import math
+import os
+import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,7 +12,9 @@ from torch import Tensor
 
 from mmm4rec.errors import UserError
 from mmm4rec.nn import ssd as module
+from mmm4rec.nn.blocks import SSDSizes, TiSSD
 from mmm4rec.nn.ssd import ssd, ssd_chunked, ssd_quadratic, ssd_reference
+from mmm4rec.nn.time_signal import TimeMask
 
 pytest.importorskip("triton")
 ssd_triton = pytest.importorskip("mmm4rec.nn.ssd_triton")
@@ -120,6 +125,50 @@ def test_long_decays_do_not_cancel() -> None:
     ones = torch.ones(1, 64, 1, 1, device=DEVICE)
     y = fused(ones, dt, -ones[0, 0, 0], ones, ones)[0, -1, 0, 0]
     assert float(y) == pytest.approx(1000 * math.exp(-1e-3) + 1e-3, rel=1e-6)
+
+
+@pytest.mark.parametrize("mixed", [False, True], ids=["float32", "bf16-mixed"])
+@pytest.mark.parametrize("skip", ["x", "dt_x"])
+def test_in_a_block(skip: str, mixed: bool) -> None:
+    """All of it, from a projection's views to weights' gradients."""
+    sizes = SSDSizes(
+        width=6, heads=2, head_size=4, state_size=3, conv_width=4, max_length=7, timed=False, dropout=0.0, eps=1e-5
+    )
+    torch.manual_seed(0)
+    blocks = [TiSSD(replace(sizes, skip=skip, method=method)).to(DEVICE) for method in ("fused", "quadratic")]
+    blocks[0].load_state_dict(blocks[1].state_dict())
+    u = torch.randn(2, 7, 6, device=DEVICE)
+    for block in blocks:
+        with torch.autocast(DEVICE.type, torch.bfloat16, enabled=mixed):
+            out, _ = block(u, None, TimeMask(None, None))
+        out.float().square().sum().backward()
+    for ours, theirs in zip(*(block.parameters() for block in blocks), strict=True):
+        tolerance = 0.05 if mixed else 1e-5
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=0, atol=tolerance * float(1 + theirs.grad.abs().max()))
+
+
+COMPILE = """
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, compile
+from mmm4rec.nn import ssd_triton
+
+sizes = {"L": 16, "P": 16, "N": 16, "PRECISION": "tf32"}
+for kernel in (ssd_triton._forward_kernel, ssd_triton._backward_kernel):
+    kinds = dict.fromkeys(kernel.arg_names, "i32") | dict.fromkeys(sizes, "constexpr")
+    kinds |= {name: "*fp32" for name in kernel.arg_names if name.endswith("start")}
+    kinds |= {name: ("i32",) * 3 for name in kernel.arg_names if name.endswith("strides")}
+    options = {"num_warps": 4, "enable_fp_fusion": True}
+    compiled = compile(ASTSource(kernel, kinds, sizes, {}), target=GPUTarget("cuda", 80, 32), options=options)
+    assert compiled.asm["cubin"].startswith(b"\x7fELF")
+"""
+
+
+@pytest.mark.slow
+def test_they_compile_for_a_gpu_that_is_not_there(tmp_path) -> None:
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    environment |= {"TRITON_CACHE_DIR": str(tmp_path), "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    done = subprocess.run([sys.executable, "-c", COMPILE], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_no_rows() -> None:
