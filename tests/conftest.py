@@ -1,5 +1,6 @@
 """Fixtures shared by all tests."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from hypothesis import settings
+
+if not torch.cuda.is_available():  # then Triton's kernels are interpreted; it has to know before it is imported
+    os.environ["TRITON_INTERPRET"] = "1"
 
 settings.register_profile("any machine", deadline=None)  # a slow machine is no failure
 settings.load_profile("any machine")

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from benchmarks import figure, loss, table
+from benchmarks import figure, loss, ssd, table
 from benchmarks.padded import padded_loss, padded_users
 from benchmarks.roofline import Work, count_operations, measure_rates
 from benchmarks.steps import Step
@@ -48,6 +48,17 @@ def test_a_limit_is_the_larger_of_operations_and_bytes():
     rates = measure_rates(torch.device("cpu"))
     assert Work(rates.operations, 0).seconds(rates) == 1
     assert Work(rates.operations, 3 * rates.bytes).seconds(rates) == pytest.approx(3)
+
+
+def test_forms_of_ssd_are_measured_at_every_length(monkeypatch):
+    monkeypatch.setitem(ssd.SIZES, "quick", (2, 9))
+    monkeypatch.setitem(ssd.POSITIONS, "cpu", 20)
+    monkeypatch.setattr(ssd, "apart", lambda measure, *args: (measure(*args), 0.0))
+    rows = list(ssd.rows("quick", "cpu"))
+    assert [(row.what, row.size) for row in rows] == [
+        (form, length) for length in (2, 9) for form in ("quadratic", "chunked", "reference loop")
+    ]
+    assert all(row.seconds > 0 and row.limit > 0 for row in rows)
 
 
 @pytest.mark.slow

@@ -23,6 +23,7 @@ from mmm4rec.nn.dropout import Dropout
 from mmm4rec.nn.fourier import FourierFilter
 from mmm4rec.nn.initialise import normal_, small_biases_
 from mmm4rec.nn.losses import Duplicates, full_cross_entropy, in_batch_cross_entropy
+from mmm4rec.nn.ssd import Method
 from mmm4rec.nn.time_signal import TimeGaps, TimeMask, start_scales_
 from mmm4rec.nn.unit import FLOOR, unit
 
@@ -54,7 +55,7 @@ class MMM4RecSettings(Settings):
     target_time_in_row: bool = False
     duplicates: Duplicates = "masked"
     pad_candidate: bool = False
-    ssd_method: Literal["auto", "quadratic", "chunked"] = "auto"
+    ssd_method: Method = "auto"
 
     @model_validator(mode="after")
     def _whole_heads(self) -> "MMM4RecSettings":

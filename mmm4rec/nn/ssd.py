@@ -1,4 +1,4 @@
-"""State space duality (Dao and Gu 2024; MMM4Rec eq. 3-5): one linear recurrence, computed in three ways.
+"""State space duality (Dao and Gu 2024; MMM4Rec eq. 3-5): one linear recurrence, computed in several ways.
 
 For each row and head, with decay exp(dt_i a) <= 1,
 
@@ -11,13 +11,17 @@ Shapes, the same for every function here: x [b, l, h, p], dt [b, l, h] >= 0, a [
 computed in float32 at least and as sums of terms of one sign, so nothing cancels and no exponent is positive.
 """
 
+import functools
+from types import ModuleType
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Method = Literal["auto", "quadratic", "chunked"]
+from mmm4rec.errors import UserError
+
+Method = Literal["auto", "quadratic", "chunked", "fused"]
 
 CHUNK = 64  # positions
 
@@ -28,11 +32,18 @@ def ssd(
     """Run the recurrence by the form that is faster for the length at hand.
 
     ``auto`` takes the quadratic form up to two chunks of positions, the chunked one beyond: where they cross, measured
-    with 8 heads of 64 and 64 states, forward and backward.
+    with 8 heads of 64 and 64 states, forward and backward. On a GPU that runs them it takes the fused kernels before
+    both, where they fit. ``fused`` insists on them: their absence is an error, and only what does not fit, as long rows
+    and float64, goes as with ``auto``.
     """
     assert x.shape[:3] == dt.shape, (x.shape, dt.shape)
     assert B.shape[2] in (1, x.shape[2]), (x.shape, B.shape)
-    if method == "quadratic" or (method == "auto" and x.shape[1] <= 2 * CHUNK):
+    if method in ("auto", "fused") and (kernels := _kernels(x.device, required=method == "fused")) is not None:
+        fits = kernels.fits(x, dt, B, C)
+        if fits and (method == "fused" or kernels.starts(x, dt, a, B, C, skip)):
+            y: Tensor = kernels.ssd_fused(x, dt, a, B, C, skip)
+            return y
+    if method == "quadratic" or (method != "chunked" and x.shape[1] <= 2 * CHUNK):
         return ssd_quadratic(x, dt, a, B, C, skip)
     return ssd_chunked(x, dt, a, B, C, skip)
 
@@ -99,6 +110,28 @@ def ssd_last(
     if skip is not None:
         weights = weights + skip * (position == last)
     return (weights[..., None].to(x.dtype) * x).sum(1)
+
+
+def _kernels(device: torch.device, *, required: bool = False) -> ModuleType | None:
+    """`mmm4rec.nn.ssd_triton` where it runs on that device; None, or an error, where it does not."""
+    module = _triton() if required or device.type == "cuda" else None
+    if required and module is None:
+        raise UserError("ssd_method: fused needs Triton, which is not installed here; take auto")
+    if module is None or module.runs_on(device):
+        return module
+    if required:
+        raise UserError(f"ssd_method: fused needs an NVIDIA GPU of capability 8.0 or later, not {device}; take auto")
+    return None
+
+
+@functools.cache
+def _triton() -> ModuleType | None:
+    """The kernels, imported when first needed: all else works without Triton."""
+    try:
+        from mmm4rec.nn import ssd_triton
+    except ImportError:
+        return None
+    return ssd_triton
 
 
 def _at_least_float32(v: Tensor) -> Tensor:
