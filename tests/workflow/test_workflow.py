@@ -4,25 +4,22 @@ import contextlib
 import csv
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
 import time
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from snakemake_calls import EXAMPLE, ROOT, command, planned, snakemake
 
 from mmm4rec.config import load_config
 from mmm4rec.planning.jobs import all_jobs
 
-ROOT = Path(__file__).resolve().parents[2]
-EXAMPLE = ROOT / "config/examples/own_domain.yaml"
 RUNS = "results/my_shop/runs/my_shop"
 #: a training of a moment, whatever the system's own settings are
 QUICK = {
@@ -30,30 +27,6 @@ QUICK = {
     "finetune": {"epochs": 2, "batch_size": 64, "learning_rate": 0.01},
     "systems": ["pop", "sasrec"],
 }
-
-
-def command(folder, *arguments, example=EXAMPLE, **changes):
-    """A call of Snakemake in ``folder``, with the paper's configuration, an example and further changes over it."""
-    own = folder / "changes.yaml"
-    own.write_text(yaml.safe_dump(changes))
-    configs = [ROOT / "config.yaml", *([example] if example else []), own]
-    where = ["--snakefile", ROOT / "Snakefile", "--directory", folder]
-    arguments = [*arguments, *where, "--configfile", *configs, "--cores", "1"]
-    return [sys.executable, "-m", "snakemake", *map(str, arguments)]
-
-
-def snakemake(folder, *arguments, **changes):
-    """Its return code and everything it printed."""
-    done = subprocess.run(command(folder, *arguments, **changes), capture_output=True, text=True, cwd=folder)
-    return done.returncode, done.stdout + done.stderr
-
-
-def planned(folder, *targets, **changes):
-    """Jobs a dry run would start: {rule: number}."""
-    code, output = snakemake(folder, "--dry-run", *targets, **changes)
-    assert code == 0, output
-    table = output.rpartition("Job stats:")[2].partition("total")[0]
-    return {name: int(number) for name, number in re.findall(r"^(\w+) +(\d+)$", table, re.MULTILINE) if name != "all"}
 
 
 def write_shop(folder, n_users=60, n_items=24):
