@@ -7,7 +7,7 @@ from torch import Tensor
 
 from benchmarks.roofline import Work, best, measure_rates
 from benchmarks.table import Row, apart, peak_bytes, start_peak
-from mmm4rec.nn.ssd import ssd, ssd_chunked, ssd_quadratic, ssd_reference
+from mmm4rec.nn.ssd import CHUNK, ssd, ssd_chunked, ssd_quadratic, ssd_reference
 
 HEADS, HEAD_SIZE, STATES = 8, 64, 64
 POSITIONS = {"cpu": 2_000, "cuda": 20_000}  # of a batch, whatever the length of its rows
@@ -25,12 +25,16 @@ def fused(x: Tensor, dt: Tensor, a: Tensor, B: Tensor, C: Tensor, skip: Tensor) 
 def rows(size: str, device: str) -> Iterator[Row]:
     """Values and gradients of as many positions at each length."""
     rates = measure_rates(torch.device(device))
-    forms: dict[str, Form] = {"quadratic": ssd_quadratic, "chunked": ssd_chunked, "reference loop": ssd_reference}
     for length in SIZES[size]:
         n_rows = POSITIONS[device] // length
         limit = least(n_rows, length).seconds(rates)
         taken = {}
-        for name, form in (forms | ({"fused": fused} if device == "cuda" and length <= FUSED else {})).items():
+        forms: dict[str, Form] = {"quadratic": ssd_quadratic, "reference loop": ssd_reference}
+        if length > CHUNK:  # shorter rows are one chunk, most of it padding
+            forms["chunked"] = ssd_chunked
+        if device == "cuda" and length <= FUSED:
+            forms["fused"] = fused
+        for name, form in forms.items():
             (seconds, memory), _ = apart(measure, form, n_rows, length, device)
             taken[name] = seconds
             remark = f"{n_rows} rows; memory: what it takes beyond inputs and their gradients"
@@ -54,6 +58,22 @@ def least(n_rows: int, length: int) -> Work:
 def measure(form: Form, n_rows: int, length: int, device: str) -> tuple[float, float]:
     """Seconds of a form with its gradients, and MiB that it takes beyond inputs and their gradients."""
     where = torch.device(device)
+    inputs, weight = invent(n_rows, length, where), torch.randn(n_rows, length, HEADS, HEAD_SIZE, device=where)
+
+    def step() -> None:
+        torch.autograd.grad(form(*inputs), inputs, weight)
+
+    form(*invent(1, 1, where)).sum().backward()  # libraries are loaded before counting
+    gradients = sum(v.numel() * v.element_size() for v in inputs)
+    start_peak(device)
+    before = peak_bytes(device)
+    step()
+    beyond = peak_bytes(device) - before - gradients
+    return best(step, where), beyond / 2**20
+
+
+def invent(n_rows: int, length: int, where: torch.device) -> list[Tensor]:
+    """x, dt, a, B, C and skip."""
     inputs = [
         torch.randn(n_rows, length, HEADS, HEAD_SIZE, device=where),
         torch.rand(n_rows, length, HEADS, device=where) / 10,
@@ -61,17 +81,4 @@ def measure(form: Form, n_rows: int, length: int, device: str) -> tuple[float, f
         *(torch.randn(n_rows, length, HEADS, STATES, device=where) for _ in range(2)),
         torch.ones(HEADS, device=where),
     ]
-    for v in inputs:
-        v.requires_grad_()
-    weight = torch.randn(n_rows, length, HEADS, HEAD_SIZE, device=where)
-
-    def step() -> None:
-        torch.autograd.grad(form(*inputs), inputs, weight)
-
-    step()  # libraries are loaded, and kernels compiled, before counting
-    gradients = sum(v.numel() * v.element_size() for v in inputs)
-    start_peak(device)
-    before = peak_bytes(device)
-    step()
-    beyond = peak_bytes(device) - before - gradients
-    return best(step, where), beyond / 2**20
+    return [v.requires_grad_() for v in inputs]
