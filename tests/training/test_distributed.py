@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from prepared_domain import write_domain
 from train_together import SYSTEMS, WITHOUT_DROPOUT, trained
 
 from mmm4rec.config import Config, finetune_settings, pretrain_settings
@@ -46,8 +47,6 @@ def assert_close(got, want, **tolerance):
 @pytest.fixture(scope="module")
 def together(tmp_path_factory):
     """The domain, and what each of two processes has trained."""
-    from conftest import write_domain
-
     folder = tmp_path_factory.mktemp("together")
     write_domain(folder / "domain", SEQUENCES, TIMES)
     torchrun(Path(__file__).with_name("train_together.py"), folder)
