@@ -205,6 +205,7 @@ def train(
                 with atomic(saved) as part:
                     torch.save(progressed, part)
                 last_save = time.monotonic()
+    require_same_epoch(len(history.epochs))  # nobody goes on before rank 0 has written the state
     system.load_state_dict(best_weights)
     return history
 
