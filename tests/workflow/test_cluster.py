@@ -77,10 +77,10 @@ def test_a_run_through_the_profile_of_slurm(tmp_path, stub):
 
 @pytest.mark.slow
 def test_a_run_through_commands_of_any_scheduler(tmp_path, stub):
-    ask = "submit -l mem={resources.mem_mb} -l cores={threads}"
-    run(tmp_path, *GENERIC, "--cluster-generic-submit-cmd", ask)
+    ask = "submit -l mem={resources.mem_mb} -l gpu={resources.gpu}"
+    run(tmp_path, *GENERIC, "--cluster-generic-submit-cmd", ask, "--default-resources", "gpu=0")
     assert (tmp_path / POP).exists()
-    assert stub() == ["-l mem=1000 -l cores=1", "-l mem=8000 -l cores=1", "-l mem=8000 -l cores=1"]
+    assert stub() == ["-l mem=1000 -l gpu=0", "-l mem=8000 -l gpu=0", "-l mem=8000 -l gpu=1"]
 
 
 @pytest.mark.slow
