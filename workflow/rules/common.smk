@@ -101,11 +101,6 @@ def domain_file(domain, name="interactions"):
     return str(CONFIG.results / "domains" / domain / f"{name}.parquet")
 
 
-def raw_folder(wildcards):
-    """Where raw files are kept."""
-    return str(CONFIG.raw)
-
-
 def results_folder(wildcards):
     """The root of everything this run writes."""
     return str(CONFIG.results)

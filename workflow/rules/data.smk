@@ -11,7 +11,7 @@ rule demo:
         mem_mb=1000,
     params:
         version=VERSIONS["demo"],
-        out=raw_folder,
+        out=subpath(output[0], parent=True),
     shell:
         "python3 -m mmm4rec demo --out {params.out:q} > {log} 2>&1"
 
@@ -33,7 +33,7 @@ rule download:
         net=1,
     params:
         file=download_of,
-        raw=raw_folder,
+        raw=lambda wildcards, output: output[0].removesuffix(f"/{wildcards.file}"),
     shell:
         "python3 -m mmm4rec download {params.file} --raw {params.raw:q} > {log} 2>&1"
 
