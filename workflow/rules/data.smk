@@ -33,7 +33,7 @@ rule download:
         net=1,
     params:
         file=download_of,
-        raw=lambda wildcards, output: output[0].removesuffix(f"/{wildcards.file}"),
+        raw=lambda wildcards, output: output[0].removesuffix(wildcards.file).rstrip("/"),
     shell:
         "python3 -m mmm4rec download {params.file} --raw {params.raw:q} > {log} 2>&1"
 
