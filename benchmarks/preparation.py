@@ -17,8 +17,9 @@ import numpy as np
 import polars as pl
 
 from benchmarks.table import Row, apart
+from mmm4rec.data.events import InMemory
 from mmm4rec.data.parse import read_ratings
-from mmm4rec.data.prepare import k_core_of, prepare, renumber, with_codes, without_duplicates
+from mmm4rec.data.prepare import prepare, renumber
 
 SIZES = {"quick": (200_000,), "full": (2_000_000, 20_000_000)}
 EVENTS_A_USER, EVENTS_AN_ITEM = 2.25, 17.0  # as in Home and Kitchen before any filter
@@ -44,6 +45,9 @@ def rows(size: str, device: str) -> Iterator[Row]:
             events = pl.scan_parquet(Path(folder) / "out/interactions.parquet").select(pl.len()).collect().item()
             remark = f"{events} events stay"
             yield Row("ratings and metadata to a domain", n, "ratings", ours, "polars reads both", read, memory, remark)
+            shutil.rmtree(Path(folder) / "out")
+            parts, memory = apart(seconds_to_prepare, ratings, metadata, Path(folder) / "out", memory_mb=n // 50_000)
+            yield Row("the same in parts on disk", n, "ratings", parts, "all in memory", ours, memory)
             shutil.rmtree(Path(folder) / "out")
             if n <= PLAIN:
                 (plain, stay), _ = apart(seconds_of_plain_python, ratings)
@@ -98,18 +102,20 @@ def seconds_to_read(ratings: Path, metadata: Path) -> float:
     return time.perf_counter() - start
 
 
-def seconds_to_prepare(ratings: Path, metadata: Path, out: Path) -> float:
+def seconds_to_prepare(ratings: Path, metadata: Path, out: Path, memory_mb: int = 8000) -> float:
     """What preparation takes."""
     start = time.perf_counter()
-    prepare(SETTINGS, out, ratings=ratings, metadata=metadata)
+    prepare(SETTINGS, out, ratings=ratings, metadata=metadata, memory_mb=memory_mb)
     return time.perf_counter() - start
 
 
 def seconds_to_filter(ratings: Path) -> tuple[float, int]:
     """What preparation takes from ratings to sequences in memory, and the events that stay."""
     start = time.perf_counter()
-    events, users, items = with_codes(read_ratings(ratings, 2018))
-    _, _, events = renumber(k_core_of(without_duplicates(events), 5), users, items)
+    raw = InMemory(read_ratings(ratings, 2018))
+    raw.deduplicate()
+    core = raw.k_core(5)
+    _, _, events = renumber(core.events, core.users, core.items)
     return time.perf_counter() - start, len(events)
 
 

@@ -103,7 +103,8 @@ def test_prepare(calls):
         run("prepare", "--settings", "{}", "--out", "o", "--interactions", "e.csv", "--items", "i.csv").exit_code == 0
     )
     sources = {"ratings": None, "metadata": None}
-    assert made == [(({}, Path("o")), {"interactions": Path("e.csv"), "items": Path("i.csv"), **sources})]
+    own = {"interactions": Path("e.csv"), "items": Path("i.csv")}
+    assert made == [(({}, Path("o")), {**own, **sources, "memory_mb": 8000})]
 
 
 def test_what_changes_no_output_is_read_from_the_environment(calls):

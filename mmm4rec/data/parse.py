@@ -1,8 +1,7 @@
 """Readers of raw files: ratings and metadata of Amazon Reviews, and a user's own interactions and items.
 
-All give polars frames with the same columns. Events: ``user``, ``item``, and of ``rating``, ``timestamp`` (unix
-seconds) and ``position`` those that exist, in the order of the file. Items: ``item`` (string) and the cleaned fields
-of ``mmm4rec.data.text.Fields``.
+Events have the columns ``user``, ``item``, and of ``rating``, ``timestamp`` (unix seconds) and ``position`` those that
+exist, in the order of the file. Items: ``item`` (string) and the cleaned fields of ``mmm4rec.data.text.Fields``.
 """
 
 import gzip
@@ -13,7 +12,8 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
-from functools import partial
+from dataclasses import dataclass
+from functools import cache, partial
 from itertools import chain
 from multiprocessing import get_context
 from pathlib import Path
@@ -66,35 +66,78 @@ def _open(path: Path) -> BinaryIO:
 # ------------------------------------------------------------------------------------------------ Amazon Reviews
 
 
-def read_ratings(path: Path, edition: Edition) -> pl.DataFrame:
+@dataclass(frozen=True)
+class RawEvents:
+    """A file of events that is yet to be read, as a whole or in parts.
+
+    Args:
+        path: the file.
+        rows: its rows as they stand there.
+        user: their column that names the user.
+        checked: turns some of them into events. A column ``row``, the number of each, stays if they have it.
+        problem: the sentence to say if polars cannot read the file, given what polars says.
+    """
+
+    path: Path
+    rows: pl.LazyFrame
+    user: str
+    checked: Callable[[pl.DataFrame], pl.DataFrame]
+    problem: Callable[[str], str]
+
+    def count(self) -> int:
+        """How many rows there are."""
+        with self.errors():
+            return int(self.rows.select(pl.len()).collect(engine="streaming").item())
+
+    def whole(self) -> pl.DataFrame:
+        """All events.
+
+        Raises:
+            UserError: the file is missing or truncated, or a line or row (named) is not as it should be.
+        """
+        with self.errors():
+            return self.checked(self.rows.collect())
+
+    @contextmanager
+    def errors(self) -> Iterator[None]:
+        """Turn what may go wrong while the file is read into one sentence."""
+        with _whole(self.path):
+            try:
+                yield
+            except pl.exceptions.PolarsError as error:
+                raise UserError(self.problem(str(error).splitlines()[0])) from None
+
+
+def read_ratings(path: Path, edition: Edition) -> RawEvents:
     """Read a ratings file: ``user``, ``item``, ``rating``, ``timestamp`` (unix seconds), in the file's order.
 
     2018 has no header and the columns item, user, rating, seconds; 2023 has a header and the columns user_id,
     parent_asin, rating, milliseconds.
 
     Raises:
-        UserError: the file is missing or truncated, or a line (named) is not as stated.
+        UserError: the file is missing, or has not the header of its edition.
     """
     header = int(edition == 2023)  # lines
     columns = ("user", "item") if header else ("item", "user")
     schema = {**dict.fromkeys(columns, pl.String), "rating": pl.Float32, "timestamp": pl.Int64}
-    with _whole(path):
-        if header:
-            with _open(path) as lines:
-                first = lines.readline().strip()
-            if first != HEADER_2023:
-                raise UserError(f"{path}, line 1: expected {HEADER_2023.decode()}, found {first[:80]!r}")
-        try:
-            frame = pl.read_csv(path, has_header=False, skip_rows=header, schema=schema, quote_char=None)
-            problem = frame.null_count().sum_horizontal().item() > 0
-        except pl.exceptions.PolarsError:
-            problem = True
-        if problem:
-            raise UserError(_broken_rating(path, list(schema), header))
-    if edition == 2023:
-        frame = frame.with_columns(pl.col("timestamp") // 1000)
-    _check_seconds(frame, path)
-    return frame.select("user", "item", "rating", "timestamp")
+    with _whole(path), _open(path) as lines:
+        first = lines.readline().strip() if header else HEADER_2023
+    if first != HEADER_2023:
+        raise UserError(f"{path}, line 1: expected {HEADER_2023.decode()}, found {first[:80]!r}")
+
+    def problem(_: str = "") -> str:
+        return _broken_rating(path, list(schema), header)
+
+    def checked(frame: pl.DataFrame) -> pl.DataFrame:
+        if frame.null_count().sum_horizontal().item() > 0:
+            raise UserError(problem())
+        if edition == 2023:
+            frame = frame.with_columns(pl.col("timestamp") // 1000)
+        _check_seconds(frame, path)
+        return frame.select("user", "item", "rating", "timestamp", *_row(frame))
+
+    rows = pl.scan_csv(path, has_header=False, skip_rows=header, schema=schema, quote_char=None)
+    return RawEvents(path, rows, "user", checked, problem)
 
 
 def _broken_rating(path: Path, columns: list[str], header: int) -> str:
@@ -219,7 +262,7 @@ class _Columns:
 # ------------------------------------------------------------------------------------------------ own files
 
 
-def read_interactions(path: Path) -> pl.DataFrame:
+def read_interactions(path: Path) -> RawEvents:
     """Read a user's own events: ``user_id``, ``item_id``, ``timestamp`` or ``position`` or both, ``rating`` optional.
 
     The file is .parquet, .csv or .tsv. Ids are integers or strings; ids of a text file are integers if all of them are
@@ -231,21 +274,27 @@ def read_interactions(path: Path) -> pl.DataFrame:
         ``position`` (Int64) that the file has, in the file's order.
 
     Raises:
-        UserError: a column is missing, or a row of it (named) is empty or not a number.
+        UserError: the file or a column is missing.
     """
-    frame = _read_table(path, ("user_id", "item_id"), ("rating", "timestamp", "position"))
-    if not {"timestamp", "position"} & set(frame.columns):
+    rows = _scan_table(path, ("user_id", "item_id"), ("rating", "timestamp", "position"))
+    columns = rows.collect_schema().names()
+    if not {"timestamp", "position"} & set(columns):
         raise UserError(f"{path}: there is neither a column `timestamp` nor a column `position`; add one of them")
-    for column in ("user_id", "item_id", "position" if "position" in frame.columns else "timestamp"):
-        _check_row(frame[column].is_null(), path, column, "empty")
-    frame = frame.with_columns(
-        _ids(frame["user_id"], path).alias("user"),
-        _ids(frame["item_id"], path).alias("item"),
-        *(_integers(frame[column], path) for column in ("timestamp", "position") if column in frame.columns),
-        *(_numbers(frame["rating"], path).cast(pl.Float32) for _ in range("rating" in frame.columns)),
-    ).drop("user_id", "item_id")
-    _check_seconds(frame, path)
-    return frame
+    order = "position" if "position" in columns else "timestamp"
+    are_integers = cache(lambda: _are_integers(path, rows.select("user_id", "item_id")))
+
+    def checked(frame: pl.DataFrame) -> pl.DataFrame:
+        for column in ("user_id", "item_id", order):
+            _check_row(frame, frame[column].is_null(), path, column, "empty")
+        frame = frame.with_columns(
+            *(_ids(frame[f"{name}_id"], path, are_integers()[f"{name}_id"]).alias(name) for name in ("user", "item")),
+            *(_integers(frame, name, path) for name in ("timestamp", "position") if name in columns),
+            *(_numbers(frame, "rating", path).cast(pl.Float32) for _ in range("rating" in columns)),
+        )
+        _check_seconds(frame, path)
+        return frame.select("user", "item", *columns[2:], *_row(frame))
+
+    return RawEvents(path, rows, "user_id", checked, lambda error: _not_a_table(path, error))
 
 
 def read_items(path: Path) -> pl.DataFrame:
@@ -259,10 +308,15 @@ def read_items(path: Path) -> pl.DataFrame:
     Raises:
         UserError: the column ``item_id`` is missing or empty in a row, or an item stands twice.
     """
-    frame = _read_table(path, ("item_id",), OWN_ITEM_COLUMNS)
-    _check_row(frame["item_id"].is_null(), path, "item_id", "empty")
-    items = _ids(frame["item_id"], path).cast(pl.String)
-    _check_row(~items.is_first_distinct(), path, "item_id", "an item that stands above already")
+    rows = _scan_table(path, ("item_id",), OWN_ITEM_COLUMNS)
+    with _whole(path):
+        try:
+            frame = rows.collect()
+        except pl.exceptions.PolarsError as error:
+            raise UserError(_not_a_table(path, str(error).splitlines()[0])) from None
+    _check_row(frame, frame["item_id"].is_null(), path, "item_id", "empty")
+    items = _ids(frame["item_id"], path, is_integer=False).cast(pl.String)
+    _check_row(frame, ~items.is_first_distinct(), path, "item_id", "an item that stands above already")
     columns = _Columns()
     for item, row in zip(items, frame.iter_rows(named=True), strict=True):
         columns.add(item, text.fields_own(row))
@@ -271,60 +325,76 @@ def read_items(path: Path) -> pl.DataFrame:
     return cleaned.with_columns(pl.when(own != "").then(own).alias("text"))
 
 
-def _read_table(path: Path, required: Sequence[str], optional: Sequence[str]) -> pl.DataFrame:
-    """Read some columns of a table; cells of text files stay strings, so that no id loses its leading zeros."""
+def _scan_table(path: Path, required: Sequence[str], optional: Sequence[str]) -> pl.LazyFrame:
+    """Some columns of a table; cells of text files stay strings, so that no id loses its leading zeros."""
     readers = {".parquet": pl.scan_parquet, ".csv": _scan_text(","), ".tsv": _scan_text("\t")}
     if path.suffix not in readers:
         raise UserError(f"{path}: expected a file that ends in .parquet, .csv or .tsv")
     with _whole(path):
         try:
-            lazy = readers[path.suffix](path)
-            columns = lazy.collect_schema().names()
-            for name in required:
-                if name not in columns:
-                    raise UserError(f"{path}: there is no column `{name}`; found {', '.join(columns)}")
-            return lazy.select(name for name in columns if name in (*required, *optional)).collect()
+            rows = readers[path.suffix](path)
+            columns = rows.collect_schema().names()
         except pl.exceptions.PolarsError as error:
-            raise UserError(f"{path}: cannot be read as {path.suffix[1:]}: {str(error).splitlines()[0]}") from None
+            raise UserError(_not_a_table(path, str(error).splitlines()[0])) from None
+    for name in required:
+        if name not in columns:
+            raise UserError(f"{path}: there is no column `{name}`; found {', '.join(columns)}")
+    return rows.select(*required, *(name for name in columns if name in optional))
 
 
 def _scan_text(separator: str) -> Any:
     return lambda path: pl.scan_csv(path, separator=separator, infer_schema=False)
 
 
-def _check_row(wrong: pl.Series, path: Path, column: str, what: str) -> None:
-    if (row := wrong.arg_max()) is not None and wrong[row]:
+def _not_a_table(path: Path, error: str) -> str:
+    return f"{path}: cannot be read as {path.suffix[1:]}: {error}"
+
+
+def _row(frame: pl.DataFrame) -> list[str]:
+    """The column that says which row of the file each is, if there is one."""
+    return [name for name in frame.columns if name == "row"]
+
+
+def _check_row(frame: pl.DataFrame, wrong: pl.Series, path: Path, column: str, what: str) -> None:
+    if (at := wrong.arg_max()) is not None and wrong[at]:
+        row = frame["row"][at] if _row(frame) else at
         raise UserError(f"{path}, row {row + 1} below the header: `{column}` is {what}; correct or remove the row")
 
 
-def _ids(values: pl.Series, path: Path) -> pl.Series:
-    """Ids as Int64 or String; strings of a text file become Int64 if every one is the plain form of an integer."""
-    if values.dtype.is_integer():
+def _are_integers(path: Path, ids: pl.LazyFrame) -> dict[str, bool]:
+    """Of each column of a text file, whether every one of its cells is the plain form of an integer."""
+    if path.suffix == ".parquet":
+        return dict.fromkeys(ids.collect_schema().names(), False)
+    plain = pl.all().cast(pl.Int64, strict=False).cast(pl.String)
+    return ids.select((plain == pl.all()).all(ignore_nulls=False)).collect(engine="streaming").row(0, named=True)
+
+
+def _ids(values: pl.Series, path: Path, is_integer: bool) -> pl.Series:
+    """Ids as Int64 or String."""
+    if values.dtype.is_integer() or is_integer:
         return values.cast(pl.Int64)
     if values.dtype not in (pl.String, pl.Categorical, pl.Enum):
         raise UserError(f"{path}: `{values.name}` holds {values.dtype}; ids are integers or strings")
-    strings = values.cast(pl.String)
-    if path.suffix == ".parquet":
-        return strings
-    numbers = strings.cast(pl.Int64, strict=False)
-    return numbers if (numbers.cast(pl.String) == strings).all(ignore_nulls=False) else strings
+    return values.cast(pl.String)
 
 
-def _numbers(values: pl.Series, path: Path) -> pl.Series:
+def _numbers(frame: pl.DataFrame, column: str, path: Path) -> pl.Series:
+    values = frame[column]
     if values.dtype.is_float():
         values = values.fill_nan(None)
     numbers = values.cast(pl.Float64, strict=False)
-    _check_row(numbers.is_null() & values.is_not_null(), path, values.name, "not a number")
+    _check_row(frame, numbers.is_null() & values.is_not_null(), path, column, "not a number")
     return numbers
 
 
-def _integers(values: pl.Series, path: Path) -> pl.Series:
+def _integers(frame: pl.DataFrame, column: str, path: Path) -> pl.Series:
     """Whole numbers; dates and times become unix seconds."""
+    values = frame[column]
     if values.dtype.is_integer():
         return values.cast(pl.Int64)
     if values.dtype.is_temporal():
         return values.dt.epoch("s")
-    return _numbers(values, path).floor().cast(pl.Int64)
+    return _numbers(frame, column, path).floor().cast(pl.Int64)
 
 
 def _check_seconds(frame: pl.DataFrame, path: Path) -> None:

@@ -3,7 +3,6 @@
 import csv
 import io
 import logging
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from mmm4rec.data import parse
-from mmm4rec.data.kcore import k_core
+from mmm4rec.data.events import Sizes, k_core_of, opened, sizes_of, with_items
 from mmm4rec.data.text import item_text
 from mmm4rec.errors import UserError
 from mmm4rec.io import write_parquet, write_text
@@ -45,14 +44,11 @@ class Statistics:
         self.domain = domain
         self.rows: list[dict[str, Any]] = []
 
-    def add(self, stage: str, events: pl.DataFrame) -> None:
-        """Count the events' columns ``user`` and ``item``, which are codes."""
-        users, items = (int(np.count_nonzero(np.bincount(events[c].to_numpy()))) for c in ("user", "item"))
-        interactions = len(events)
-        mean = f"{interactions / max(users, 1):.2f}"
-        sizes = {"users": users, "items": items, "interactions": interactions, "mean_length": mean}
-        self.rows.append({"stage": stage, **sizes})
-        logger.info("%s, %s: %s users, %s items, %s events, %s a user", self.domain, stage, *sizes.values())
+    def add(self, stage: str, sizes: Sizes) -> None:
+        """What is left after a stage."""
+        mean = f"{sizes.interactions / max(sizes.users, 1):.2f}"
+        self.rows.append({"stage": stage, **sizes._asdict(), "mean_length": mean})
+        logger.info("%s, %s: %s users, %s items, %s events, %s a user", self.domain, stage, *sizes, mean)
 
     def write(self, path: Path) -> None:
         """Write them as CSV, a stage a row."""
@@ -71,6 +67,7 @@ def prepare(
     metadata: Path | None = None,
     interactions: Path | None = None,
     items: Path | None = None,
+    memory_mb: int = 8000,
 ) -> None:
     """Write the prepared domain ``out`` (docs/architecture.md says what is in it).
 
@@ -84,39 +81,38 @@ def prepare(
         metadata: raw metadata of the same category.
         interactions: a user's own events, instead of the two.
         items: a user's own items; those without a row stay, without text and image.
+        memory_mb: megabytes to hold raw events in; more events than that are read in parts, by way of files beside
+            ``out``. The result is the same.
 
     Raises:
         UserError: an input file is not as it should be, or no event is left.
     """
     domain, k = settings["domain"], settings["k_core"]
     statistics = Statistics(domain)
-
     if settings["amazon"] is not None:
         assert ratings is not None
         assert metadata is not None
-        raw = parse.read_ratings(ratings, settings["edition"])
+        source = parse.read_ratings(ratings, settings["edition"])
     else:
         assert interactions is not None
-        raw = parse.read_interactions(interactions)
-    events, user_names, item_names = with_codes(raw)
-    del raw
-    statistics.add("raw", events)
-    if "position" not in events.columns:
-        events = without_duplicates(events)
-        statistics.add("deduplicated", events)
-
-    if metadata is not None:
-        # Whatever the metadata lacks, what is left in the end is part of the k-core of all events.
-        core = k_core_of(events, k)
-        wanted = item_names.gather(np.flatnonzero(np.bincount(core["item"].to_numpy())))
-        present, described = parse.read_metadata(metadata, settings["edition"], frozenset(wanted))
-        is_present = item_names.is_in(pl.Series(list(present), dtype=pl.String).implode()).to_numpy()
-        statistics.add("with_metadata", _of_items(events, is_present))
-        events = _of_items(core, is_present)
-    else:
-        described = parse.read_items(items) if items is not None else pl.DataFrame(parse.ITEM_SCHEMA.empty_table())
-    events = k_core_of(events, k)
-    statistics.add("k_core", events)
+        source = parse.read_interactions(interactions)
+    with opened(source, memory_mb * 10**6, out.with_name(f".{out.name}.parts")) as raw:
+        statistics.add("raw", raw.sizes())
+        if not raw.has_position:
+            raw.deduplicate()
+            statistics.add("deduplicated", raw.sizes())
+        core = raw.k_core(k)
+        events = core.events
+        if metadata is not None:
+            # Whatever the metadata lacks, what is left in the end is part of the k-core of all events.
+            wanted = core.items.gather(np.flatnonzero(np.bincount(events["item"].to_numpy())))
+            ids, described = parse.read_metadata(metadata, settings["edition"], frozenset(wanted))
+            present = pl.Series(list(ids), dtype=pl.String)
+            statistics.add("with_metadata", raw.sizes(present))
+            events = k_core_of(with_items(core, present), k)
+        else:
+            described = parse.read_items(items) if items is not None else pl.DataFrame(parse.ITEM_SCHEMA.empty_table())
+    statistics.add("k_core", sizes_of(events))
     if events.is_empty():
         last = next((row for row in reversed(statistics.rows) if row["interactions"]), statistics.rows[0])
         raise UserError(
@@ -124,65 +120,13 @@ def prepare(
             f"{last['interactions']} events of {last['users']} users and {last['items']} items); set a smaller `k_core`"
         )
 
-    user_names, item_names, events = renumber(events, user_names, item_names)
+    user_names, item_names, events = renumber(events, core.users, core.items)
     text_fields, is_amazon = settings["text_fields"], settings["amazon"] is not None
     write_parquet(out / "interactions.parquet", to_arrow(events, INTERACTIONS))
     write_parquet(out / "items.parquet", to_arrow(_describe(item_names, described, text_fields, is_amazon), ITEMS))
     users = pl.DataFrame({"user": user_names.cast(pl.String)}).with_row_index("user_id", offset=1)
     write_parquet(out / "users.parquet", to_arrow(users, USERS))
     statistics.write(out / "statistics.csv")
-
-
-def with_codes(raw: pl.DataFrame) -> tuple[pl.DataFrame, pl.Series, pl.Series]:
-    """Codes in the place of ids, users' by first appearance, items' in sorted order (integers by value); and the ids."""
-    users, user_names = encode(raw["user"])
-    items, item_names = encode(raw["item"])
-    order = item_names.arg_sort()
-    items = np.argsort(order.to_numpy()).astype(np.int32)[items]
-    return raw.with_columns(pl.Series("user", users), pl.Series("item", items)), user_names, item_names.gather(order)
-
-
-def encode(values: pl.Series) -> tuple[NDArray[np.int32], pl.Series]:
-    """Codes 0, 1, … by first appearance, [E], and the value that each stands for.
-
-    Values are told apart by 64-bit hashes: sorting numbers is far quicker than a table of strings. Should two values
-    share one, another hash tells, and another seed is taken.
-    """
-    for seed in count():
-        group = values.hash(seed).rank("dense").cast(pl.Int32).to_numpy() - 1
-        first = np.empty(group.max(initial=-1) + 1, np.int32)
-        first[group[::-1]] = np.arange(len(group), dtype=np.int32)[::-1]  # of what is written to a place, the last stays
-        other = values.hash(seed + 1).to_numpy()
-        if np.array_equal(other[first][group], other):
-            break
-    appears = np.zeros(len(group), bool)
-    appears[first] = True
-    code = np.cumsum(appears, dtype=np.int32)[first] - 1  # of each group
-    return code[group], values.filter(pl.Series(appears))
-
-
-def without_duplicates(events: pl.DataFrame) -> pl.DataFrame:
-    """The first of events that are equal in all columns, in their order; columns ``user`` and ``item`` are codes."""
-    n_items = len(np.bincount(events["item"].to_numpy()))
-    pair = events["user"].cast(pl.Int64) * n_items + events["item"]
-    ordered = np.sort(pair.to_numpy())
-    twice = pl.Series(ordered[1:][ordered[1:] == ordered[:-1]]).unique()
-    suspect = pair.is_in(twice.implode())  # the same user and item; most pairs are there once
-    rows = events.with_row_index("row").filter(suspect)
-    kept = rows.unique(events.columns, maintain_order=True, keep="first")["row"]
-    stays = ~suspect.to_numpy()
-    stays[kept.to_numpy()] = True
-    return events.filter(pl.Series(stays))
-
-
-def k_core_of(events: pl.DataFrame, k: int) -> pl.DataFrame:
-    """The events of the k-core; columns ``user`` and ``item``."""
-    return events.filter(pl.Series(k_core(events["user"].to_numpy(), events["item"].to_numpy(), k)))
-
-
-def _of_items(events: pl.DataFrame, kept: NDArray[np.bool_]) -> pl.DataFrame:
-    """Events of items whose code ``kept`` [N] names."""
-    return events.filter(pl.Series(kept[events["item"].to_numpy()]))
 
 
 def renumber(

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from mmm4rec.data.prepare import INTERACTIONS, ITEMS, USERS, Statistics, k_core_of, to_arrow
+from mmm4rec.data.events import k_core_of, sizes_of
+from mmm4rec.data.prepare import INTERACTIONS, ITEMS, USERS, Statistics, to_arrow
 from mmm4rec.errors import UserError
 from mmm4rec.features.store import read_features, write_features
 from mmm4rec.io import write_parquet
@@ -36,11 +37,11 @@ def keep_items_with_image(settings: dict[str, Any], domain: Path, features: Path
         raise UserError(f"{features}: no item of {name} has an image; a table of items with an image needs some")
     events = pl.read_parquet(domain / "interactions.parquet").rename({"user_id": "user", "item_id": "item"})
     statistics = Statistics(name)
-    statistics.add("k_core", events)
+    statistics.add("k_core", sizes_of(events))
     events = events.filter(pl.Series(given.has_image[events["item"].to_numpy() - 1]))
-    statistics.add("with_image", events)
+    statistics.add("with_image", sizes_of(events))
     events = k_core_of(events, k)
-    statistics.add("k_core_with_image", events)
+    statistics.add("k_core_with_image", sizes_of(events))
     if events.is_empty():
         raise UserError(f"{name}: no event is left after `k_core: {k}` of the items with an image; set a smaller `k_core`")
 

@@ -25,20 +25,20 @@ def lines(*records):
 
 def test_ratings_2018(tmp_path):
     path = write(tmp_path / "r.csv", "0000031852,A2,5.0,1393372800\nB1,A1,1.0,1078531200\r\n")
-    frame = read_ratings(path, 2018)
+    frame = read_ratings(path, 2018).whole()
     assert frame.columns == ["user", "item", "rating", "timestamp"]
     assert frame.rows() == [("A2", "0000031852", 5.0, 1393372800), ("A1", "B1", 1.0, 1078531200)]
 
 
 def test_ratings_2023(tmp_path):
     content = "user_id,parent_asin,rating,timestamp\nA1,B1,5.0,1393372800999\n"
-    frame = read_ratings(write(tmp_path / "r.csv.gz", content, packed=True), 2023)
+    frame = read_ratings(write(tmp_path / "r.csv.gz", content, packed=True), 2023).whole()
     assert frame.rows() == [("A1", "B1", 5.0, 1393372800)]
 
 
 def test_ratings_2023_without_their_header(tmp_path):
     with pytest.raises(UserError, match=r"line 1: expected user_id,parent_asin,rating,timestamp, found b'B1"):
-        read_ratings(write(tmp_path / "r.csv.gz", "B1,A1,5.0,1393372800\n", packed=True), 2023)
+        read_ratings(write(tmp_path / "r.csv.gz", "B1,A1,5.0,1393372800\n", packed=True), 2023).whole()
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -49,13 +49,13 @@ def test_ratings_2023_without_their_header(tmp_path):
 def test_a_broken_rating_is_named(tmp_path, broken, packed):
     content = f"B1,A1,5.0,100\n{broken}\nB3,A3,5.0,100\n".encode("latin-1")
     with pytest.raises(UserError, match=r"r\.csv, line 2: expected item,user,rating,timestamp .* found b'"):
-        read_ratings(write(tmp_path / "r.csv", content, packed), 2018)
+        read_ratings(write(tmp_path / "r.csv", content, packed), 2018).whole()
 
 
 def test_the_header_counts_as_a_line(tmp_path):
     content = "user_id,parent_asin,rating,timestamp\nA1,B1,5.0,never\n"
     with pytest.raises(UserError, match="line 2: expected user,item,rating,timestamp"):
-        read_ratings(write(tmp_path / "r.csv.gz", content, packed=True), 2023)
+        read_ratings(write(tmp_path / "r.csv.gz", content, packed=True), 2023).whole()
 
 
 def test_truncated_and_missing_files(tmp_path):
@@ -65,7 +65,7 @@ def test_truncated_and_missing_files(tmp_path):
         with pytest.raises(UserError, match="no such file"):
             reader(tmp_path / "none.gz", 2018)
     with pytest.raises(UserError, match=r"r\.csv\.gz: truncated or damaged"):
-        read_ratings(write(tmp_path / "r.csv.gz", packed[: len(packed) // 2]), 2018)
+        read_ratings(write(tmp_path / "r.csv.gz", packed[: len(packed) // 2]), 2018).whole()
     packed = gzip.compress(lines(*({"asin": f"B{n}", "rank": n * 7919 % 1000} for n in range(20_000))).encode())
     with pytest.raises(UserError, match=r"m\.json\.gz: truncated or damaged"):
         read_metadata(write(tmp_path / "m.json.gz", packed[: len(packed) // 2]), 2018, set())
@@ -73,7 +73,7 @@ def test_truncated_and_missing_files(tmp_path):
 
 def test_milliseconds_are_noticed(tmp_path):
     with pytest.raises(UserError, match="milliseconds"):
-        read_ratings(write(tmp_path / "r.csv", "B1,A1,5.0,1393372800000\n"), 2018)
+        read_ratings(write(tmp_path / "r.csv", "B1,A1,5.0,1393372800000\n"), 2018).whole()
 
 
 # ------------------------------------------------------------------------------------------------ metadata
@@ -138,13 +138,13 @@ def test_metadata_of_many_blocks_is_read_in_processes(tmp_path, monkeypatch):
 def test_own_text_files(tmp_path, suffix, separator):
     rows = [("item_id", "user_id", "timestamp", "note"), ("10", "u1", "1393372800", "x"), ("9", "u2", "100.0", "")]
     path = write(tmp_path / f"e{suffix}", "".join(separator.join(row) + "\n" for row in rows))
-    frame = read_interactions(path)
+    frame = read_interactions(path).whole()
     assert frame.select("user", "item", "timestamp").rows() == [("u1", 10, 1393372800), ("u2", 9, 100)]
     assert "note" not in frame.columns
 
 
 def test_leading_zeros_stay(tmp_path):
-    frame = read_interactions(write(tmp_path / "e.csv", "user_id,item_id,position\n1,0010,0\n1,7,1\n"))
+    frame = read_interactions(write(tmp_path / "e.csv", "user_id,item_id,position\n1,0010,0\n1,7,1\n")).whole()
     assert frame["item"].to_list() == ["0010", "7"]
     assert frame["user"].to_list() == [1, 1]
 
@@ -152,16 +152,16 @@ def test_leading_zeros_stay(tmp_path):
 def test_own_parquet_with_dates(tmp_path):
     noon = datetime.datetime(2020, 1, 1, 12, tzinfo=datetime.timezone(datetime.timedelta(hours=2)))
     pl.DataFrame({"user_id": ["1"], "item_id": [2], "timestamp": [noon]}).write_parquet(tmp_path / "e.parquet")
-    frame = read_interactions(tmp_path / "e.parquet")
+    frame = read_interactions(tmp_path / "e.parquet").whole()
     assert frame.select("user", "item", "timestamp").rows() == [("1", 2, 1577872800)]
     pl.DataFrame({"user_id": ["1"], "item_id": [2], "timestamp": [noon.date()]}).write_parquet(tmp_path / "e.parquet")
-    assert read_interactions(tmp_path / "e.parquet")["timestamp"].to_list() == [1577836800]
+    assert read_interactions(tmp_path / "e.parquet").whole()["timestamp"].to_list() == [1577836800]
 
 
 def test_own_timestamps_may_be_missing_beside_positions(tmp_path):
     frame = pl.DataFrame({"user_id": [1, 1], "item_id": [1, 2], "timestamp": [5.0, float("nan")], "position": [0, 1]})
     frame.write_parquet(tmp_path / "e.parquet")
-    assert read_interactions(tmp_path / "e.parquet")["timestamp"].to_list() == [5, None]
+    assert read_interactions(tmp_path / "e.parquet").whole()["timestamp"].to_list() == [5, None]
 
 
 @pytest.mark.parametrize(
@@ -181,20 +181,20 @@ def test_own_timestamps_may_be_missing_beside_positions(tmp_path):
 )
 def test_mistakes_in_own_events(tmp_path, content, message):
     with pytest.raises(UserError, match=message) as caught:
-        read_interactions(write(tmp_path / "e.csv", content))
+        read_interactions(write(tmp_path / "e.csv", content)).whole()
     assert str(caught.value).startswith(str(tmp_path / "e.csv"))
 
 
 def test_mistakes_in_own_parquet(tmp_path):
     with pytest.raises(UserError, match=r"ends in \.parquet, \.csv or \.tsv"):
-        read_interactions(tmp_path / "e.json")
+        read_interactions(tmp_path / "e.json").whole()
     with pytest.raises(UserError, match="no such file"):
-        read_interactions(tmp_path / "e.parquet")
+        read_interactions(tmp_path / "e.parquet").whole()
     with pytest.raises(UserError, match="cannot be read as parquet"):
-        read_interactions(write(tmp_path / "e.parquet", "user_id,item_id\n"))
+        read_interactions(write(tmp_path / "e.parquet", "user_id,item_id\n")).whole()
     pl.DataFrame({"user_id": [1.0], "item_id": [1], "position": [0]}).write_parquet(tmp_path / "e.parquet")
     with pytest.raises(UserError, match="`user_id` holds Float64; ids are integers or strings"):
-        read_interactions(tmp_path / "e.parquet")
+        read_interactions(tmp_path / "e.parquet").whole()
 
 
 def test_own_items(tmp_path):

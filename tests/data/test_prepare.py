@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmm4rec.data.prepare import INTERACTIONS, ITEMS, USERS, encode, prepare, without_duplicates
+from mmm4rec.data.events import encode, without_duplicates
+from mmm4rec.data.prepare import INTERACTIONS, ITEMS, USERS, prepare
 from mmm4rec.errors import UserError
 
 SETTINGS = {
@@ -165,6 +166,98 @@ def test_the_same_bytes_every_time(tmp_path):
     assert names == ["interactions.parquet", "items.parquet", "statistics.csv", "users.parquet"]
     for name in names:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+# ------------------------------------------------------------------------------------------------ in parts
+
+
+@pytest.fixture
+def in_parts(monkeypatch, caplog):
+    """Lets a call go through parts on disk: memory holds this many events."""
+    caplog.set_level("INFO")
+
+    def hold(n):
+        monkeypatch.setattr("mmm4rec.data.events.BYTES_AN_EVENT", 10**6 // n)
+        return {"memory_mb": 1}
+
+    return hold
+
+
+def dirty(seed, n):
+    """Events with duplicates, ties, and items and users of all degrees: user, item, rating, time."""
+    draw = random.Random(seed)
+    some = [
+        (int(draw.paretovariate(0.6)) % 500, int(draw.paretovariate(0.5)) % 400, draw.randrange(1, 6), draw.randrange(50))
+        for _ in range(n)
+    ]
+    return [draw.choice(some) if draw.random() < 0.1 else event for event in some]
+
+
+def same(a, b):
+    names = sorted(path.name for path in a.iterdir())
+    assert len(names) == 4
+    assert {name: (a / name).read_bytes() for name in names} == {name: (b / name).read_bytes() for name in names}
+
+
+@pytest.mark.parametrize("fit", [1, 250, 2500])
+@pytest.mark.parametrize("k", [0, 2, 5])
+def test_parts_give_the_same_bytes(tmp_path, in_parts, caplog, fit, k):
+    events = [(f"B{item}", f"u{user}", float(rating), time) for user, item, rating, time in dirty(k, 3000)]
+    raw = amazon(tmp_path, events, [{"asin": f"B{n}", "title": f"Toy {n}"} for n in range(0, 400, 3)] * 2)
+    prepare(AMAZON | {"k_core": k}, tmp_path / "whole", **raw)
+    assert "in parts" not in caplog.text
+    prepare(AMAZON | {"k_core": k}, tmp_path / "parts", **raw, **in_parts(fit))
+    assert f"3000 events, of which {fit} fit in memory" in caplog.text
+    same(tmp_path / "whole", tmp_path / "parts")
+    assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize("order", [["timestamp"], ["position"], ["position", "timestamp"]])
+@pytest.mark.parametrize("suffix", ["csv", "tsv", "parquet"])
+def test_own_files_in_parts(tmp_path, in_parts, caplog, suffix, order):
+    users, items, ratings, times = zip(*dirty(7, 2000), strict=True)
+    columns = {"item_id": items, "rating": ratings, "user_id": users, **dict.fromkeys(order, times), "row": times}
+    frame = pl.DataFrame(columns)
+    frame = frame.with_columns(pl.format("u{}", "user_id").alias("user_id"))
+    if len(order) == 2:
+        frame = frame.with_columns(pl.when(pl.col("rating") > 2).then("timestamp"))  # the others have none
+    path = tmp_path / f"events.{suffix}"
+    frame.write_parquet(path) if suffix == "parquet" else frame.write_csv(path, separator="\t" if suffix == "tsv" else ",")
+    for name, memory in (("whole", {}), ("parts", in_parts(100))):
+        prepare(SETTINGS | {"k_core": 3}, tmp_path / name, interactions=path, **memory)
+    assert "2000 events, of which 100 fit in memory" in caplog.text
+    same(tmp_path / "whole", tmp_path / "parts")
+    assert read(tmp_path / "parts", "items")["item"].cast(pl.Int64).is_sorted()  # integers, though in parts
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("user_id,item_id,timestamp\n1,1,1\n2,1,1\n3,1,x\n", "row 3 below the header: `timestamp` is not a number"),
+        ("user_id,item_id,timestamp\n1,1,1\n2,1,1\n,1,1\n", "row 3 below the header: `user_id` is empty"),
+        ("user_id,item_id,timestamp\n1,1,1\n1,1,1,1\n", "cannot be read as csv"),
+    ],
+)
+def test_mistakes_in_parts(tmp_path, in_parts, content, message):
+    (tmp_path / "events.csv").write_text(content)
+    with pytest.raises(UserError, match=message):
+        prepare(SETTINGS, tmp_path / "out", interactions=tmp_path / "events.csv", **in_parts(1))
+    assert [path.name for path in tmp_path.iterdir()] == ["events.csv"]
+
+
+def test_broken_ratings_in_parts(tmp_path, in_parts):
+    raw = amazon(tmp_path, [("B1", "u", 1.0, 1), ("B2", "v", "many", 1), ("B3", "w", 1.0, 1)], [{"asin": "B1"}])
+    with pytest.raises(UserError, match=r"Toys\.csv, line 2: expected item,user,rating,timestamp"):
+        prepare(AMAZON, tmp_path / "out", **raw, **in_parts(1))
+
+
+def test_nothing_left_in_parts(tmp_path, in_parts):
+    events = own(tmp_path, user_id=[1, 2, 3], item_id=[1, 2, 3], timestamp=[0, 0, 0])
+    with pytest.raises(UserError, match="no event is left after `k_core: 5`"):
+        prepare(SETTINGS | {"k_core": 5}, tmp_path / "out", interactions=events, **in_parts(1))
+
+
+# ------------------------------------------------------------------------------------------------ codes
 
 
 IDS = st.one_of(
