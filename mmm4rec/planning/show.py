@@ -113,7 +113,7 @@ def _totals(lines: Sequence[Line]) -> str:
     if unknown := sum(line.not_estimated for line in lines):
         text.append(f"{unknown} jobs not estimated.")
     if memory := max((line.memory_mib for line in lines if line.memory_mib), default=None):
-        text.append(f"Peak memory of a job: {memory / 953.7:.1f} GB.")
+        text.append(f"Peak memory of a job: {memory / MIB_A_GB:.1f} GB.")
     return " ".join(text) + "\n"
 
 
