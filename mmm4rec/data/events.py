@@ -45,13 +45,13 @@ def opened(raw: RawEvents, memory: int, folder: Path) -> Iterator["InMemory | On
     Raises:
         UserError: the file is truncated, or a line or row (named) is not as it should be.
     """
+    shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed
     n, enough = raw.count(), memory // BYTES_AN_EVENT
     if n <= enough:
         yield InMemory(raw)
         return
     parts = min(math.ceil(4 * n / enough), MOST_PARTS)
     logger.info("%s: %s events, of which %s fit in memory; read in %s parts", raw.path, n, enough, parts)
-    shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed
     try:
         yield OnDisk(raw, folder, parts, enough)
     finally:
@@ -98,7 +98,7 @@ class OnDisk:
         self.first: list[pl.Series] = []  # of each part's users, the row of the file in which they first appear
         self.items: pl.Series | None = None
         for path in self._parts():
-            events = raw.checked(pl.read_parquet(path).sort("row"))
+            events = raw.checked(_read(path).sort("row"))
             self.has_position = "position" in events.columns
             self.first.append(events["row"].filter(events["user"].is_first_distinct()))
             users, names = encode(events["user"])  # of each part, codes 0, 1, … of its own
@@ -123,7 +123,7 @@ class OnDisk:
     def _codes(self) -> Iterator[tuple[NDArray[np.int32], NDArray[np.int32]]]:
         """Users and items of each part."""
         for path in self._parts():
-            part = pl.read_parquet(path, columns=["user", "item"])
+            part = _read(path, ["user", "item"])
             yield part["user"].to_numpy(), part["item"].to_numpy()
 
     def sizes(self, items: pl.Series | None = None) -> Sizes:
@@ -139,7 +139,7 @@ class OnDisk:
     def deduplicate(self) -> None:
         """Of events that are equal in all columns, keep the first."""
         for path in self._parts():
-            part = pl.read_parquet(path)
+            part = _read(path)
             columns = [name for name in part.columns if name != "row"]
             part.unique(columns, keep="first", maintain_order=True).write_parquet(path, compression="lz4")
 
@@ -159,12 +159,12 @@ class OnDisk:
 
         n_users, events, users, first = 0, [], [], []
         for path, rows in zip(self._parts(), self.first, strict=True):
-            part = pl.read_parquet(path).drop("row")
+            part = _read(path).drop("row")
             part = part.filter(pl.Series(_of_degree(k, part["user"].to_numpy(), kept[part["item"].to_numpy()])))
             stay = pl.Series(np.flatnonzero(np.bincount(part["user"].to_numpy())))
             codes = np.searchsorted(stay.to_numpy(), part["user"].to_numpy()) + n_users
             events.append(part.with_columns(pl.Series("user", codes)))
-            users.append(pl.read_parquet(self._names(path))["user"].gather(stay))
+            users.append(_read(self._names(path))["user"].gather(stay))
             first.append(rows.gather(stay))
             n_users += len(stay)
         left, user_names = pl.concat(events), pl.concat(users)
@@ -172,6 +172,10 @@ class OnDisk:
         item_codes, item_names = reordered(left["item"].to_numpy(), self.items, self.items.arg_sort())
         left = left.with_columns(pl.Series("user", user_codes), pl.Series("item", item_codes))
         return Coded(k_core_of(left, k), user_names, item_names)
+
+
+def _read(path: Path, columns: list[str] | None = None) -> pl.DataFrame:
+    return pl.read_parquet(path, columns=columns, glob=False)  # the folder may have a * in its name
 
 
 def _of_degree(k: int, users: NDArray[np.int32], kept: NDArray[np.bool_]) -> NDArray[np.bool_]:

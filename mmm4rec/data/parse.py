@@ -4,6 +4,7 @@ Events have the columns ``user``, ``item``, and of ``rating``, ``timestamp`` (un
 exist, in the order of the file. Items: ``item`` (string) and the cleaned fields of ``mmm4rec.data.text.Fields``.
 """
 
+import errno
 import gzip
 import os
 import tempfile
@@ -53,7 +54,15 @@ def _whole(path: Path) -> Iterator[None]:
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except (EOFError, zlib.error, OSError) as error:
+        if _is_full(error):
+            raise
         raise UserError(f"{path}: truncated or damaged ({error}); remove it and fetch it again") from None
+
+
+def _is_full(error: Exception) -> bool:
+    """Whether there was no room to write, which is no fault of the file that is read."""
+    full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    return getattr(error, "errno", None) in full or any(f"(os error {n})" in str(error) for n in full)
 
 
 def _open(path: Path) -> BinaryIO:
@@ -105,6 +114,8 @@ class RawEvents:
             try:
                 yield
             except pl.exceptions.PolarsError as error:
+                if _is_full(error):
+                    raise
                 raise UserError(self.problem(str(error).splitlines()[0])) from None
 
 
@@ -136,7 +147,7 @@ def read_ratings(path: Path, edition: Edition) -> RawEvents:
         _check_seconds(frame, path)
         return frame.select("user", "item", "rating", "timestamp", *_row(frame))
 
-    rows = pl.scan_csv(path, has_header=False, skip_rows=header, schema=schema, quote_char=None)
+    rows = pl.scan_csv(path, glob=False, has_header=False, skip_rows=header, schema=schema, quote_char=None)
     return RawEvents(path, rows, "user", checked, problem)
 
 
@@ -327,7 +338,7 @@ def read_items(path: Path) -> pl.DataFrame:
 
 def _scan_table(path: Path, required: Sequence[str], optional: Sequence[str]) -> pl.LazyFrame:
     """Some columns of a table; cells of text files stay strings, so that no id loses its leading zeros."""
-    readers = {".parquet": pl.scan_parquet, ".csv": _scan_text(","), ".tsv": _scan_text("\t")}
+    readers = {".parquet": partial(pl.scan_parquet, glob=False), ".csv": _scan_text(","), ".tsv": _scan_text("\t")}
     if path.suffix not in readers:
         raise UserError(f"{path}: expected a file that ends in .parquet, .csv or .tsv")
     with _whole(path):
@@ -343,7 +354,7 @@ def _scan_table(path: Path, required: Sequence[str], optional: Sequence[str]) ->
 
 
 def _scan_text(separator: str) -> Any:
-    return lambda path: pl.scan_csv(path, separator=separator, infer_schema=False)
+    return lambda path: pl.scan_csv(path, glob=False, separator=separator, infer_schema=False)
 
 
 def _not_a_table(path: Path, error: str) -> str:

@@ -96,7 +96,7 @@ def prepare(
     else:
         assert interactions is not None
         source = parse.read_interactions(interactions)
-    with opened(source, memory_mb * 10**6, out.with_name(f".{out.name}.parts")) as raw:
+    with opened(source, memory_mb * 10**6, out.parent / f".{out.name}.parts") as raw:
         statistics.add("raw", raw.sizes())
         if not raw.has_position:
             raw.deduplicate()

@@ -245,6 +245,35 @@ def test_mistakes_in_parts(tmp_path, in_parts, content, message):
     assert [path.name for path in tmp_path.iterdir()] == ["events.csv"]
 
 
+def test_parts_of_a_killed_run_go(tmp_path, in_parts):
+    events = own(tmp_path, user_id=[1, 2], item_id=[1, 1], timestamp=[0, 0])
+    for memory in ({}, in_parts(1)):
+        (tmp_path / ".out.parts/part=0").mkdir(parents=True)
+        (tmp_path / ".out.parts/part=0/00000000.parquet").write_bytes(b"half")
+        prepare(SETTINGS, tmp_path / "out", interactions=events, **memory)
+        assert read(tmp_path / "out", "users")["user"].to_list() == ["1", "2"]
+        assert not (tmp_path / ".out.parts").exists()
+
+
+def test_parts_in_a_folder_that_looks_like_a_pattern(tmp_path, in_parts):
+    folder = tmp_path / "[ab]*"
+    folder.mkdir()
+    events = own(folder, user_id=[1, 2], item_id=[1, 1], timestamp=[0, 0])
+    for memory in ({}, in_parts(1)):
+        prepare(SETTINGS, folder / "out", interactions=events, **memory)
+        assert pl.read_parquet(folder / "out/users.parquet", glob=False)["user"].to_list() == ["1", "2"]
+
+
+def test_a_full_disk_is_no_broken_file(tmp_path, in_parts, monkeypatch):
+    def full(*_, **__):
+        raise pl.exceptions.ComputeError("underlying IO error: No space left on device (os error 28)")
+
+    raw = amazon(tmp_path, [("B1", "u", 1.0, 1), ("B1", "v", 1.0, 1)], [{"asin": "B1"}])
+    monkeypatch.setattr(pl.LazyFrame, "sink_parquet", full)
+    with pytest.raises(pl.exceptions.ComputeError, match="No space left"):
+        prepare(AMAZON, tmp_path / "out", **raw, **in_parts(1))
+
+
 def test_broken_ratings_in_parts(tmp_path, in_parts):
     raw = amazon(tmp_path, [("B1", "u", 1.0, 1), ("B2", "v", "many", 1), ("B3", "w", 1.0, 1)], [{"asin": "B1"}])
     with pytest.raises(UserError, match=r"Toys\.csv, line 2: expected item,user,rating,timestamp"):
