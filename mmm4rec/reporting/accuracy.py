@@ -287,7 +287,10 @@ def _changed(config: dict[str, Any]) -> str:
     """What of a run's settings differs from its system's file, as ``key value (the file's)``."""
     file = read_system(config["system"])
     pairs = [(key, value, file.settings.get(key)) for key, value in config["settings"].items()]
-    if config["stage"] and file.finetune:
-        own = file.finetune.model_dump()
-        pairs += [(key, value, own.get(key)) for key, value in config["stage"].items()]
+    for prefix, stage, own in (
+        ("", config["stage"], file.finetune),
+        ("indomain.", config.get("indomain"), file.indomain),
+    ):
+        if stage and own:
+            pairs += [(prefix + key, value, getattr(own, key, None)) for key, value in stage.items()]
     return ", ".join(f"{key} {value} ({own})" for key, value, own in pairs if value != own)

@@ -131,6 +131,12 @@ def test_settings_other_than_the_files_are_listed_below(tmp_path):
     accuracy.write_accuracy_table(2, [run], tmp_path / "t.csv", systems=["sasrec"])
     assert "\n- sasrec: hidden_size 32 (64), epochs 3 (300)\n" in (tmp_path / "t.md").read_text()
 
+    file = read_system("s3rec")
+    stages = {"stage": file.finetune.model_dump(), "indomain": file.indomain.model_dump() | {"epochs": 16}}
+    run = write_run(tmp_path, "s3rec", 1, 0.2, settings=file.settings, **stages)
+    accuracy.write_accuracy_table(2, [run], tmp_path / "t.csv", systems=["s3rec"])
+    assert "\n- s3rec: indomain.epochs 16 (300)\n" in (tmp_path / "t.md").read_text()
+
 
 @pytest.mark.parametrize(
     ("number", "dataset", "users", "cells"),
