@@ -20,6 +20,7 @@ logger = logging.getLogger(__name__)
 
 BYTES_AN_EVENT = 130  # of memory, from ratings of Amazon Reviews to their k-core
 MOST_PARTS = 256
+GOLDEN = 0x9E3779B97F4A7C15  # an odd number near 2**64 / 1.618: multiples of it are far apart
 
 
 class Sizes(NamedTuple):
@@ -214,20 +215,36 @@ def reordered(codes: NDArray[np.int32], names: pl.Series, order: pl.Series) -> t
 def encode(values: pl.Series) -> tuple[NDArray[np.int32], pl.Series]:
     """Codes 0, 1, … by first appearance, [E], and the value that each stands for.
 
-    Values are told apart by 64-bit hashes: sorting numbers is far quicker than a table of strings. Should two values
-    share one, another hash tells, and another seed is taken.
+    Values are told apart by 64-bit hashes: numbers are far quicker to look up than strings. Should two values share
+    one, another hash tells, and another seed is taken.
     """
     for seed in count():
-        group = values.hash(seed).rank("dense").cast(pl.Int32).to_numpy() - 1
-        first = np.empty(group.max(initial=-1) + 1, np.int32)
-        first[group[::-1]] = np.arange(len(group), dtype=np.int32)[::-1]  # of what is written to a place, the last stays
+        first = first_rows(values.hash(seed).to_numpy())
         other = values.hash(seed + 1).to_numpy()
-        if np.array_equal(other[first][group], other):
+        if np.array_equal(other[first], other):
             break
-    appears = np.zeros(len(group), bool)
-    appears[first] = True
-    code = np.cumsum(appears, dtype=np.int32)[first] - 1  # of each group
-    return code[group], values.filter(pl.Series(appears))
+    appears = first == np.arange(len(first), dtype=np.int32)
+    return (np.cumsum(appears, dtype=np.int32) - 1)[first], values.filter(pl.Series(appears))
+
+
+def first_rows(keys: NDArray[np.uint64]) -> NDArray[np.int32]:
+    """For each row [E] the first one that has the same key.
+
+    A hash table of all rows at once: each writes its number into the slot of its key, from the last to the first, so
+    that the first one's stays. Rows that find another key's in theirs try again with another slot.
+    """
+    bits = max(1, (2 * len(keys)).bit_length())
+    slots = np.empty(2**bits, np.int32)
+    first = np.empty(len(keys), np.int32)
+    row, key, factor = np.arange(len(keys), dtype=np.int32), keys, GOLDEN
+    while len(row):
+        slot = (key * np.uint64(factor) >> np.uint64(64 - bits)).view(np.int64)
+        slots[slot[::-1]] = row[::-1]
+        found = slots[slot]
+        same = keys[found] == key
+        first[row[same]] = found[same]
+        row, key, factor = row[~same], key[~same], factor * GOLDEN % 2**64
+    return first
 
 
 def without_duplicates(events: pl.DataFrame) -> pl.DataFrame:

@@ -153,7 +153,7 @@ class System(nn.Module):
         return by_length(partial(self.encode, few), replace(rows, items=items[:, 1:]))
 
     def scores(self, tables: Tables, users: Tensor) -> Tensor:
-        """Scores [B, M] of all items at hand."""
+        """Scores [B, M] of all items at hand, in memory of their own: ranking overwrites them."""
         return users @ self.candidates(tables).T
 
     def finetune_loss(self, tables: Tables, rows: Rows) -> Tensor:
