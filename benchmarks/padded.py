@@ -65,8 +65,8 @@ def _items(model: MMM4Rec, modality: str) -> Tensor:
 
 def _tissd(block: TiSSD, u: Tensor, signal: Tensor | None, mask: TimeMask) -> tuple[Tensor, Tensor | None]:
     """Eq. 3-9 at every position of u [B, L, d]."""
-    z, mixed, delta = block.project(u).split(block.parts, -1)
-    x, B, C = _conv(block.conv, mixed).split(block.convolved, -1)
+    z, *mixed, delta = block.project(u).split(block.parts, -1)
+    x, B, C = _conv(block.conv, torch.cat(mixed, -1)).split(block.parts[1:4], -1)
     factor = None if signal is None else block.factor(signal)
     dt = block.heads.step(delta, factor, mask)
     out = _heads(block.heads, x, dt, B, C, z)
@@ -75,8 +75,8 @@ def _tissd(block: TiSSD, u: Tensor, signal: Tensor | None, mask: TimeMask) -> tu
 
 def _ticossd(block: TiCoSSD, query: Tensor, value: Tensor, signal: Tensor | None, mask: TimeMask) -> Tensor:
     """Eq. 16-18 at every position of query and value [B, L, d]."""
-    mixed, delta = block.project_value(value).split(block.parts, -1)
-    x, B = _conv(block.conv_value, mixed).split(block.convolved, -1)
+    *mixed, delta = block.project_value(value).split(block.parts, -1)
+    x, B = _conv(block.conv_value, torch.cat(mixed, -1)).split(block.parts[:2], -1)
     C = _conv(block.conv_query, block.project_query(query))
     dt = block.heads.step(delta, None if signal is None else block.factor(signal), mask)
     return _heads(block.heads, x, dt, B, C, block.project_gate(query + value))

@@ -166,10 +166,9 @@ class TiSSD(nn.Module):
 
     def __init__(self, sizes: SSDSizes, *, next_signal: bool = True) -> None:
         super().__init__()
-        self.parts = (sizes.inner, sizes.inner + 2 * sizes.states, sizes.heads)  # z; x, B, C; delta
-        self.convolved = (sizes.inner, sizes.states, sizes.states)
+        self.parts = (sizes.inner, sizes.inner, sizes.states, sizes.states, sizes.heads)  # z, x, B, C, delta
         self.project = nn.Linear(sizes.width, sum(self.parts))
-        self.conv = CausalConv(self.parts[1], sizes.conv_width)
+        self.conv = CausalConv(sum(self.parts[1:4]), sizes.conv_width)
         self.heads = SSDHeads(sizes)
         self.next_time = None
         if sizes.timed:
@@ -192,8 +191,7 @@ class TiSSD(nn.Module):
         Returns:
             [B, L, d], with ``last`` [B, d]; and T_next [B, H, L_max] (None without time or ``next_signal``).
         """
-        z, mixed, delta = self.project(u).split(self.parts, -1)
-        x, B, C = self.conv(mixed).split(self.convolved, -1)
+        z, x, B, C, delta = self.conv.split(self.project(u), self.parts, slice(1, 4))
         factor = None if signal is None else self.factor(signal)
         dt = self.heads.step(delta, factor, mask)
         if last is not None:
@@ -211,12 +209,11 @@ class TiCoSSD(nn.Module):
     def __init__(self, sizes: SSDSizes) -> None:
         super().__init__()
         self.conv_width = sizes.conv_width
-        self.parts = (sizes.inner + sizes.states, sizes.heads)  # x, B; delta
-        self.convolved = (sizes.inner, sizes.states)
+        self.parts = (sizes.inner, sizes.states, sizes.heads)  # x, B, delta
         self.project_value = nn.Linear(sizes.width, sum(self.parts))
         self.project_query = nn.Linear(sizes.width, sizes.states)
         self.project_gate = nn.Linear(sizes.width, sizes.inner)
-        self.conv_value = CausalConv(self.parts[0], sizes.conv_width)
+        self.conv_value = CausalConv(sum(self.parts[:2]), sizes.conv_width)
         self.conv_query = CausalConv(sizes.states, sizes.conv_width)
         self.heads = SSDHeads(sizes)
         if sizes.timed:
@@ -238,8 +235,7 @@ class TiCoSSD(nn.Module):
         Returns:
             [B, L, d]; with ``last`` [B, d].
         """
-        mixed, delta = self.project_value(value).split(self.parts, -1)
-        x, B = self.conv_value(mixed).split(self.convolved, -1)
+        x, B, delta = self.conv_value.split(self.project_value(value), self.parts, slice(2))
         dt = self.heads.step(delta, None if signal is None else self.factor(signal), mask)
         if last is None:
             C = self.conv_query(self.project_query(query))

@@ -1,5 +1,6 @@
 """Causal depthwise convolution with SiLU, as in Mamba."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -23,7 +24,17 @@ class CausalConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve x [B, L, C] over L."""
-        return _ShiftedSums.apply(x, self.weight.to(x.dtype), self.bias.to(x.dtype))
+        return self.split(x, (x.shape[-1],), slice(1))[0]
+
+    def split(self, x: Tensor, parts: Sequence[int], convolved: slice) -> tuple[Tensor, ...]:
+        """Split x [B, L, sum of parts] over its channels; the parts ``convolved``, C channels in all, are convolved.
+
+        Backward, a gradient of x is written once, where splitting x and what is convolved would gather it twice.
+        """
+        outputs: tuple[Tensor, ...] = _ShiftedSums.apply(
+            x, self.weight.to(x.dtype), self.bias.to(x.dtype), tuple(parts), convolved
+        )
+        return outputs
 
     def last(self, window: Tensor) -> Tensor:
         """The result [B, C] at one position, from the K positions [B, K, C] that end there."""
@@ -38,28 +49,43 @@ class _ShiftedSums(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, parts: tuple[int, ...], convolved: slice
+    ) -> tuple[Tensor, ...]:
         taps = weight.T.contiguous()
-        y = torch.addcmul(bias, x, taps[-1])
+        start = sum(parts[: convolved.start or 0])
+        mixed = x[..., start : start + len(bias)]
+        y = torch.addcmul(bias, mixed, taps[-1])
         for shift in range(1, min(len(taps), x.shape[1])):
-            y[:, shift:].addcmul_(x[:, :-shift], taps[-1 - shift])
-        ctx.save_for_backward(x, taps, y)
-        return F.silu(y)
+            y[:, shift:].addcmul_(mixed[:, :-shift], taps[-1 - shift])
+        ctx.save_for_backward(mixed, taps, y)
+        ctx.parts, ctx.convolved, ctx.start = parts, convolved, start
+        outputs = list(x.split(parts, -1))
+        outputs[convolved] = F.silu(y).split(parts[convolved], -1)
+        return tuple(outputs)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        x, taps, y = ctx.saved_tensors
-        grad_x = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        mixed, taps, y = ctx.saved_tensors
+        grad = torch.empty(*mixed.shape[:2], sum(ctx.parts), dtype=mixed.dtype, device=mixed.device)
+        for part, of_part in enumerate(grad.split(ctx.parts, -1)):
+            if part not in range(len(grads))[ctx.convolved]:
+                of_part.copy_(grads[part])
+        grad_mixed = grad[..., ctx.start : ctx.start + mixed.shape[-1]]
         grad_taps = torch.zeros_like(taps, dtype=torch.promote_types(taps.dtype, torch.float32))
         grad_bias = torch.zeros_like(grad_taps[0])
         # On a CPU in blocks of rows that fit its cache: the passes below are bound by memory.
-        block = len(x) if x.is_cuda else max(1, CACHED // x[0].numel())
-        for g, x_part, y_part, gx in zip(*(v.split(block) for v in (grads[0], x, y, grad_x)), strict=True):
-            g = torch.ops.aten.silu_backward(g, y_part)
+        block = len(y) if y.is_cuda else max(1, CACHED // y[0].numel())
+        widths = ctx.parts[ctx.convolved]
+        blocks = (v.split(block) for v in (mixed, y, grad_mixed, *grads[ctx.convolved]))
+        for x, y_part, gx, *given in zip(*blocks, strict=True):
+            g = torch.empty_like(y_part)
+            for into, y_given, g_given in zip(g.split(widths, -1), y_part.split(widths, -1), given, strict=True):
+                torch.ops.aten.silu_backward.grad_input(g_given, y_given, grad_input=into)
             torch.mul(g, taps[-1], out=gx)
             grad_bias += g.sum((0, 1))
-            grad_taps[-1] += (g * x_part).sum((0, 1))
+            grad_taps[-1] += (g * x).sum((0, 1))
             for shift in range(1, min(len(taps), x.shape[1])):
                 gx[:, :-shift].addcmul_(g[:, shift:], taps[-1 - shift])
-                grad_taps[-1 - shift] += (g[:, shift:] * x_part[:, :-shift]).sum((0, 1))
-        return grad_x, grad_taps.T.to(taps.dtype), grad_bias.to(taps.dtype)
+                grad_taps[-1 - shift] += (g[:, shift:] * x[:, :-shift]).sum((0, 1))
+        return grad, grad_taps.T.to(taps.dtype), grad_bias.to(taps.dtype), None, None

@@ -33,8 +33,8 @@ def signal_norm(module, signal, length, eps):
 def tissd(block, x, signal, eps):
     """One row x [l, d], T [H, L] or None: the equations as they read, and T'."""
     sizes, heads = block.sizes if hasattr(block, "sizes") else block.heads.sizes, block.heads
-    z, mixed, delta = block.project(x).split(block.parts, -1)
-    v, B, C = conv(block.conv, mixed).split(block.convolved, -1)
+    z, *mixed, delta = block.project(x).split(block.parts, -1)
+    v, B, C = conv(block.conv, torch.cat(mixed, -1)).split(block.parts[1:4], -1)
     factor = None
     if signal is not None:
         scale = block.factor.scale_out(F.silu(block.factor.scale_in(signal)))  # no Tanhshrink

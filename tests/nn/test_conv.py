@@ -22,6 +22,26 @@ def test_is_a_causal_depthwise_convolution(length: int) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("parts", "convolved"), [((2, 1, 2, 1), slice(1, 3)), ((1, 2, 3), slice(2)), ((1, 2), slice(2))]
+)
+def test_split_is_a_split_before_and_one_behind(parts: tuple[int, ...], convolved: slice) -> None:
+    torch.manual_seed(0)
+    conv = CausalConv(3, 4).double()
+    x = torch.randn(5, 6, sum(parts), dtype=torch.float64, requires_grad=True)
+    wanted = list(x.split(parts, -1))
+    wanted[convolved] = conv(torch.cat(wanted[convolved], -1)).split(parts[convolved], -1)
+    found = conv.split(x, parts, convolved)
+    torch.testing.assert_close(found, tuple(wanted))
+    weights = [torch.randn_like(y) for y in found]
+    for used in (range(len(parts)), [len(parts) - 1]):  # of one alone: the others' gradients are nothing
+        sums = (sum((ys[k] * weights[k]).sum() for k in used) for ys in (found, wanted))
+        leaves = (x, conv.weight, conv.bias)
+        torch.testing.assert_close(
+            *(torch.autograd.grad(y, leaves, retain_graph=True, materialize_grads=True) for y in sums)
+        )
+
+
 def test_gradcheck() -> None:
     conv = CausalConv(2, 4).double()
     assert torch.autograd.gradcheck(conv, torch.randn(3, 6, 2, dtype=torch.float64, requires_grad=True))
