@@ -19,7 +19,7 @@ from mmm4rec.errors import UserError
 from mmm4rec.io import atomic
 from mmm4rec.models.base import Rows, System, Tables
 from mmm4rec.training.data import Events
-from mmm4rec.training.distributed import average_gradients, divide_rows, is_main, require_same_epoch
+from mmm4rec.training.distributed import average_gradients, divide_rows, is_main, ranks, require_same_epoch
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adamw": partial(torch.optim.AdamW, fused=True),
     "nadam": torch.optim.NAdam,  # which torch has no fused form of
 }
-SAVE_SECONDS = 30.0  # training state is written at the end of an epoch, at most this often, and at the very end
+SAVE_SECONDS = 60.0  # training state is written at most this often, and at the very end
 
 Loss = Callable[[System, Tables, Rows, int], Tensor]
 
@@ -125,7 +125,7 @@ def train(
         validate: metrics of the system as it is; None: no early stopping.
         state_dir: folder that keeps the state of an unfinished training.
         on_epoch: called with every finished epoch's number and row.
-        save_seconds: write the state at most this often, and at the end.
+        save_seconds: write the state at most this often, and at the end; within epochs if there is but one process.
 
     Raises:
         UserError: the loss is not finite, or processes that train together would not go on from the same state.
@@ -135,6 +135,7 @@ def train(
     device = events.items.device
     optimizer = make_optimizer(system, stage)
     history, best_weights = History(), _weights(system)
+    within: dict[str, Any] | None = None  # how far an unfinished epoch is
     saved = state_dir / "state.pt" if state_dir else None
     # what a state must have been made with to be gone on from; more epochs may be asked for than before
     made_with = {
@@ -149,26 +150,45 @@ def train(
         if state["made_with"] == made_with:
             system.load_state_dict(state["weights"])
             optimizer.load_state_dict(state["optimizer"])
-            history, best_weights = History(**state["history"]), state["best_weights"]
-            log.info("resumed after epoch %d from %s", len(history.epochs), saved)
+            history, best_weights, within = History(**state["history"]), state["best_weights"], state.get("within")
+            further = f" and {within['steps']} steps" if within else ""
+            log.info("resumed after epoch %d%s from %s", len(history.epochs), further, saved)
         else:
             log.warning("%s is of a training with other settings or data: starting anew", saved)
     require_same_epoch(len(history.epochs))
     last_save = time.monotonic()
+
+    def save(within: dict[str, Any] | None) -> None:
+        nonlocal last_save
+        assert saved is not None
+        progressed = {"weights": system.state_dict(), "optimizer": optimizer.state_dict(), "within": within}
+        progressed |= {"history": asdict(history), "best_weights": best_weights, "made_with": made_with}
+        with atomic(saved) as part:
+            torch.save(progressed, part)
+        last_save = time.monotonic()
+
+    def due() -> bool:
+        return saved is not None and is_main() and time.monotonic() - last_save >= save_seconds
+
     steps = -(-len(targets) // (stage.batch_size * stage.accumulate))
     with _progress() as progress:
-        task = progress.add_task(
-            "", total=stage.epochs * steps, completed=len(history.epochs) * steps, loss=float("nan")
-        )
+        completed = len(history.epochs) * steps + (within["steps"] if within else 0)
+        task = progress.add_task("", total=stage.epochs * steps, completed=completed, loss=float("nan"))
         while len(history.epochs) < stage.epochs and not history.finished:
             epoch = len(history.epochs) + 1
-            started = time.perf_counter()
-            torch.manual_seed(epoch_seed(seed, epoch))
             system.train()
-            system.start_epoch(epoch)
+            if within:
+                _set_random_state(within["random"], device)
+            else:
+                torch.manual_seed(epoch_seed(seed, epoch))
+                system.start_epoch(epoch)
+                within = {"steps": 0, "loss": 0.0, "seconds": 0.0}
+            started = time.perf_counter() - within["seconds"]
             divide_rows(system, epoch_seed(seed, epoch))
-            total = torch.zeros((), device=device, dtype=torch.float64)
-            for batches in _steps(targets, stage, seed, epoch):
+            total = torch.tensor(within["loss"], device=device, dtype=torch.float64)
+            for step, batches in enumerate(_steps(targets, stage, seed, epoch), start=1):
+                if step <= within["steps"]:
+                    continue
                 total += train_step(
                     system,
                     events,
@@ -181,6 +201,11 @@ def train(
                     precision=precision,
                 )
                 progress.update(task, advance=1)
+                if ranks() == 1 and step < steps and due():
+                    seconds = time.perf_counter() - started
+                    random = _random_state(device)
+                    save({"steps": step, "loss": float(total), "seconds": seconds, "random": random})
+            within = None
             mean_loss = float(total) / len(targets)
             if mean_loss != mean_loss or mean_loss in (float("inf"), float("-inf")):
                 raise UserError(f"the loss is {mean_loss} in epoch {epoch}: lower the learning rate of this system")
@@ -199,12 +224,8 @@ def train(
             if on_epoch:
                 on_epoch(epoch, row)
             over = history.finished or epoch == stage.epochs  # a stage behind this one may be killed too
-            if saved and is_main() and (over or time.monotonic() - last_save >= save_seconds):
-                progressed = {"weights": system.state_dict(), "optimizer": optimizer.state_dict()}
-                progressed |= {"history": asdict(history), "best_weights": best_weights, "made_with": made_with}
-                with atomic(saved) as part:
-                    torch.save(progressed, part)
-                last_save = time.monotonic()
+            if due() or (over and saved and is_main()):
+                save(None)
     require_same_epoch(len(history.epochs))  # nobody goes on before rank 0 has written the state
     system.load_state_dict(best_weights)
     return history
@@ -214,6 +235,17 @@ def make_optimizer(system: System, stage: StageSettings) -> torch.optim.Optimize
     """The stage's optimiser of all that trains."""
     trained = [p for p in system.parameters() if p.requires_grad]
     return OPTIMIZERS[stage.optimizer](trained, lr=stage.learning_rate, weight_decay=stage.weight_decay)
+
+
+def _random_state(device: torch.device) -> list[Tensor]:
+    """Where the generators that training draws from are: the CPU's, and the device's."""
+    return [torch.get_rng_state()] + ([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])
+
+
+def _set_random_state(states: list[Tensor], device: torch.device) -> None:
+    torch.set_rng_state(states[0].cpu())
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(states[1].cpu(), device)
 
 
 def _fingerprint(*tensors: Tensor) -> list[float]:

@@ -119,6 +119,41 @@ def test_a_killed_run_resumes_bit_for_bit(events, tmp_path: Path, stop_after):
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
 
 
+@pytest.mark.parametrize("steps_taken", [1, 9, 13])
+def test_a_run_killed_within_an_epoch_goes_on_from_its_last_step(events, tmp_path: Path, monkeypatch, steps_taken):
+    how = stage(batch_size=8)
+    assert -(-len(events.train_rows()) // 8) == 10
+    whole = fresh(events)
+    expected = run(whole, events, how)
+    begun = []
+    monkeypatch.setattr(type(whole), "start_epoch", lambda system, epoch: begun.append(epoch))
+    taken = 0
+
+    def killed(system, tables, rows, batch_size):
+        nonlocal taken
+        if taken == steps_taken:
+            raise KeyboardInterrupt
+        taken += 1
+        return row_mean(system, tables, rows, batch_size)
+
+    options = {"seed": 5, "time_aware": False, "whole_catalogue": True, "state_dir": tmp_path, "save_seconds": 0.0}
+    with pytest.raises(KeyboardInterrupt):
+        train(fresh(events), events, events.train_rows(), how, killed, **options)
+    torch.manual_seed(99)
+    resumed = fresh(events)
+    calls = []
+
+    def counted(*args):
+        calls.append(args)
+        return row_mean(*args)
+
+    history = train(resumed, events, events.train_rows(), how, counted, **options)
+    assert len(calls) == 4 * 10 - steps_taken
+    assert begun == [1, 2, 3, 4]
+    assert [row["loss"] for row in history.epochs] == [row["loss"] for row in expected.epochs]
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
+
+
 def test_state_of_other_settings_is_not_gone_on_from(events, tmp_path: Path):
     run(fresh(events), events, stage(epochs=1), state_dir=tmp_path, save_seconds=0.0)
     again = run(fresh(events), events, stage(epochs=2, learning_rate=0.5), state_dir=tmp_path)
