@@ -1,15 +1,17 @@
 """Rank the held-out item of every user among the whole catalogue, by counting."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from mmm4rec.models.base import System
+from mmm4rec.models.base import System, Tables
 from mmm4rec.training.data import Events
 
-ROWS_AT_ONCE = 4096  # rows whose user vectors are computed at a time
-#: scores held at a time: on a processor what its caches hold, on a GPU 128 MiB in float32
-SCORES_AT_ONCE = {"cpu": 2**21, "cuda": 2**25}
-FEWEST_USERS = 64  # scored at a time: with fewer, a matrix product is no faster than reading the items
+ROWS_AT_ONCE = 16384  # rows whose user vectors are computed at a time
+#: users and items whose scores are held at a time: on a processor what its caches hold, on a GPU 128 MiB in float32
+USERS_AT_ONCE = {"cpu": 512, "cuda": 4096}
+ITEMS_AT_ONCE = {"cpu": 1024, "cuda": 8192}
+FEWEST_USERS = 32  # with fewer, a product of matrices may round the same two vectors otherwise in another column
 
 
 @torch.inference_mode()
@@ -35,24 +37,73 @@ def rank_targets(
     system.eval()
     tables = system.item_tables()
     extra = system.extra_candidates(tables)
-    scored_at_once = max(FEWEST_USERS, SCORES_AT_ONCE[targets.device.type] // events.n_items)
-    ranks = []
-    for part in targets.split(ROWS_AT_ONCE):
-        rows = events.batch(part, system.max_length, time=time, target_time=system.target_time_in_row)
+    ranks = torch.empty_like(targets)
+    # in the order of their items: a block of users then has its targets in few blocks of items
+    order = events.items[targets].argsort()
+    for part in _blocks(order, ROWS_AT_ONCE):
+        rows = events.batch(targets[part], system.max_length, time=time, target_time=system.target_time_in_row)
         users = system.users(tables, rows)
-        for some, those, items in zip(*(v.split(scored_at_once) for v in (users, part, rows.targets)), strict=True):
-            scores = system.scores(tables, some)
-            if bool(scores.amax(1).isnan().any()):
-                raise FloatingPointError("a score is NaN: the model did not train to finite weights")
-            target_scores = scores.gather(1, items[:, None] - 1)
-            if mask_seen:
-                scores = _without_history(scores, events, those, items)
-            rank = _count(scores, target_scores)
-            if extra is not None:
-                rank += _count(some @ extra.T, target_scores)
-            ranks.append(rank)
+        some = (_blocks(v, USERS_AT_ONCE[targets.device.type]) for v in (part, users, rows.targets))
+        for where, vectors, items in zip(*some, strict=True):
+            seen = _seen(events, targets[where], items) if mask_seen else None
+            ranks[where] = _ranks(system, tables, extra, vectors, items, seen)
     system.train(was_training)
-    return torch.cat(ranks)
+    return ranks
+
+
+def _blocks(values: Tensor, most: int) -> tuple[Tensor, ...]:
+    """As few as hold ``most`` rows each, all of nearly the same size."""
+    return values.tensor_split(max(1, -(-len(values) // most)))
+
+
+def _ranks(
+    system: System,
+    tables: Tables,
+    extra: Tensor | None,
+    users: Tensor,
+    items: Tensor,
+    seen: tuple[Tensor, Tensor] | None,
+) -> Tensor:
+    """Ranks [R] of the ``items`` [R] for the ``users`` [R, D], a block of candidates at a time.
+
+    Args:
+        system: in evaluation mode.
+        tables: of the whole catalogue.
+        extra: candidates beside the catalogue.
+        users: their vectors.
+        items: the targets.
+        seen: rows and items of the pairs that do not compete.
+
+    Raises:
+        FloatingPointError: a score is NaN.
+    """
+    at_once = ITEMS_AT_ONCE[users.device.type]
+    blocks = [(int(block[0]), int(block[-1]) + 1) for block in _blocks(torch.arange(1, len(tables[0])), at_once)]
+    enough = F.pad(users, (0, 0, 0, max(0, FEWEST_USERS - len(users))))
+
+    def scores(start: int, end: int) -> Tensor:
+        some = tuple(table[start - 1 : end] for table in tables)  # the first counts as padding
+        return system.scores(some, enough)[: len(users)]
+
+    least = users.new_empty(len(users), 1)
+    for start, end in blocks:
+        row = ((items >= start) & (items < end)).nonzero()[:, 0]
+        if len(row):
+            least[row, 0] = scores(start, end)[row, items[row] - start]
+    rank = torch.zeros_like(items)
+    failed = least.isnan().any()
+    for start, end in blocks:
+        block = scores(start, end)
+        failed |= block.amax().isnan()
+        if seen is not None:
+            row, item = (v[(seen[1] >= start) & (seen[1] < end)] for v in seen)
+            block[row, item - start] = -torch.inf
+        rank += _count(block, least)
+    if extra is not None:
+        rank += _count(users @ extra.T, least)
+    if failed:
+        raise FloatingPointError("a score is NaN: the model did not train to finite weights")
+    return rank
 
 
 def _count(scores: Tensor, least: Tensor) -> Tensor:
@@ -64,12 +115,12 @@ def _count(scores: Tensor, least: Tensor) -> Tensor:
     return scores.ge_(least).sum(1, dtype=torch.float32).long()
 
 
-def _without_history(scores: Tensor, events: Events, targets: Tensor, target_items: Tensor) -> Tensor:
-    """Scores with -inf for what the user had before the target, the target itself excepted."""
+def _seen(events: Events, targets: Tensor, target_items: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows and items of what the users had before the targets [R], the targets' own items excepted."""
     first = events.first[targets]
     counts = targets - first
     row = torch.arange(len(targets), device=targets.device).repeat_interleave(counts)
     within = torch.arange(int(counts.sum()), device=targets.device) - (counts.cumsum(0) - counts)[row]
     seen = events.items[first[row] + within]
     other = seen != target_items[row]
-    return scores.index_put((row[other], seen[other] - 1), scores.new_tensor(-torch.inf))
+    return row[other], seen[other]

@@ -69,10 +69,40 @@ def test_chunks_change_nothing(make_domain, monkeypatch):
     events = load_events([make_domain(sequences, name="many")])
     system = Table(torch.rand(events.n_items, generator=generator).tolist())
     whole = rank_targets(system, events, events.test_rows())
-    monkeypatch.setitem(ranking.SCORES_AT_ONCE, "cpu", 5 * events.n_items)
+    masked = rank_targets(system, events, events.test_rows(), mask_seen=True)
+    assert (masked <= whole).all()
+    assert not torch.equal(masked, whole)
+    monkeypatch.setattr(ranking, "ROWS_AT_ONCE", 17)
+    monkeypatch.setitem(ranking.USERS_AT_ONCE, "cpu", 5)
+    monkeypatch.setitem(ranking.ITEMS_AT_ONCE, "cpu", 7)
     assert torch.equal(rank_targets(system, events, events.test_rows()), whole)
+    assert torch.equal(rank_targets(system, events, events.test_rows(), mask_seen=True), masked)
     by_sort = [
         1 + sum(bool(s >= system.values[t]) for i, s in enumerate(system.values[1:], 1) if i != t)
         for t in events.items[events.test_rows()].tolist()
     ]
     assert whole.tolist() == by_sort
+
+
+class Alike(System):
+    """All items have the same vector, users any."""
+
+    def __init__(self, n_items, width=64):
+        super().__init__(Settings(max_length=3), Catalogue(n_items=n_items))
+        self.vector = torch.randn(width)
+
+    def item_tables(self, ids: Tensor | None = None):
+        return (self.vector.repeat(self.n_items + 1, 1),)
+
+    def encode(self, tables, rows):
+        return torch.randn(len(rows.lengths), len(self.vector))
+
+
+@pytest.mark.parametrize("n_users", [1, 3, 600])
+def test_equal_items_tie_in_whatever_block_they_are(make_domain, n_users):
+    torch.manual_seed(0)
+    n_items = 2 * ranking.ITEMS_AT_ONCE["cpu"] + 1
+    sequences = torch.randint(1, n_items + 1, (n_users, 3)).tolist()
+    sequences[0][0] = n_items
+    events = load_events([make_domain(sequences, name="alike")])
+    assert rank_targets(Alike(n_items), events, events.test_rows()).tolist() == [n_items] * n_users
