@@ -77,27 +77,30 @@ def _ranks(
     Raises:
         FloatingPointError: a score is NaN.
     """
-    at_once = ITEMS_AT_ONCE[users.device.type]
-    blocks = [(int(block[0]), int(block[-1]) + 1) for block in _blocks(torch.arange(1, len(tables[0])), at_once)]
+    n_items, at_once = len(tables[0]) - 1, ITEMS_AT_ONCE[users.device.type]
+    width = -(-n_items // -(-n_items // at_once))
     enough = F.pad(users, (0, 0, 0, max(0, FEWEST_USERS - len(users))))
 
-    def scores(start: int, end: int) -> Tensor:
-        some = tuple(table[start - 1 : end] for table in tables)  # the first counts as padding
-        return system.scores(some, enough)[: len(users)]
+    def scores(first: int) -> Tensor:
+        """Of ``width`` items or what is left of them, from the first on."""
+        start = min(first, n_items - width + 1)  # all products have the same shape, so that they round alike
+        some = tuple(table[start - 1 : start + width] for table in tables)  # the first counts as padding
+        return system.scores(some, enough)[: len(users), first - start :]
 
     least = users.new_empty(len(users), 1)
-    for start, end in blocks:
-        row = ((items >= start) & (items < end)).nonzero()[:, 0]
-        if len(row):
-            least[row, 0] = scores(start, end)[row, items[row] - start]
     rank = torch.zeros_like(items)
+    blocks = range(1, n_items + 1, width)
+    for first in blocks:
+        row = ((items >= first) & (items < first + width)).nonzero()[:, 0]
+        if len(row):
+            least[row, 0] = scores(first)[row, items[row] - first]
     failed = least.isnan().any()
-    for start, end in blocks:
-        block = scores(start, end)
+    for first in blocks:
+        block = scores(first)
         failed |= block.amax().isnan()
         if seen is not None:
-            row, item = (v[(seen[1] >= start) & (seen[1] < end)] for v in seen)
-            block[row, item - start] = -torch.inf
+            row, item = (v[(seen[1] >= first) & (seen[1] < first + width)] for v in seen)
+            block[row, item - first] = -torch.inf
         rank += _count(block, least)
     if extra is not None:
         rank += _count(users @ extra.T, least)
