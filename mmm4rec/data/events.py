@@ -219,7 +219,7 @@ def encode(values: pl.Series) -> tuple[NDArray[np.int32], pl.Series]:
     one, another hash tells, and another seed is taken.
     """
     for seed in count():
-        first = first_rows(values.hash(seed).to_numpy())
+        first = first_occurrences(values.hash(seed).to_numpy())
         other = values.hash(seed + 1).to_numpy()
         if np.array_equal(other[first], other):
             break
@@ -227,7 +227,7 @@ def encode(values: pl.Series) -> tuple[NDArray[np.int32], pl.Series]:
     return (np.cumsum(appears, dtype=np.int32) - 1)[first], values.filter(pl.Series(appears))
 
 
-def first_rows(keys: NDArray[np.uint64]) -> NDArray[np.int32]:
+def first_occurrences(keys: NDArray[np.uint64]) -> NDArray[np.int32]:
     """For each row [E] the first one that has the same key.
 
     A hash table of all rows at once: each writes its number into the slot of its key, from the last to the first, so

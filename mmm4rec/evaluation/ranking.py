@@ -90,13 +90,15 @@ def _ranks(
     least = users.new_empty(len(users), 1)
     rank = torch.zeros_like(items)
     blocks = range(1, n_items + 1, width)
+    latest = (0, least)  # a block that is there already; to keep all that hold targets could be to keep all
     for first in blocks:
         row = ((items >= first) & (items < first + width)).nonzero()[:, 0]
         if len(row):
-            least[row, 0] = scores(first)[row, items[row] - first]
+            latest = (first, scores(first))
+            least[row, 0] = latest[1][row, items[row] - first]
     failed = least.isnan().any()
     for first in blocks:
-        block = scores(first)
+        block = latest[1] if first == latest[0] else scores(first)
         failed |= block.amax().isnan()
         if seen is not None:
             row, item = (v[(seen[1] >= first) & (seen[1] < first + width)] for v in seen)

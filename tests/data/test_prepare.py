@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmm4rec.data.events import encode, first_rows, without_duplicates
+from mmm4rec.data.events import encode, first_occurrences, without_duplicates
 from mmm4rec.data.prepare import INTERACTIONS, ITEMS, USERS, prepare
 from mmm4rec.errors import UserError
 
@@ -305,7 +305,7 @@ def test_codes_are_by_first_appearance(ids):
 
 @given(st.lists(st.sampled_from([0, 1, 2, 3, 2**63, 2**63 + 1, 2**64 - 1]) | st.integers(0, 2**64 - 1), max_size=60))
 def test_rows_of_equal_keys_are_named_by_their_first(keys):
-    assert first_rows(np.array(keys, np.uint64)).tolist() == [keys.index(key) for key in keys]
+    assert first_occurrences(np.array(keys, np.uint64)).tolist() == [keys.index(key) for key in keys]
 
 
 def test_values_that_share_a_hash_get_codes_of_their_own(monkeypatch):
