@@ -334,7 +334,7 @@ def table(
     else:
         from mmm4rec.reporting.accuracy import write_accuracy_table
 
-        write_accuracy_table(number, run, out, systems=values["systems"])
+        write_accuracy_table(number, run, out, systems=values["systems"], paper=values.get("paper", ()))
     for path in run:
         check(path)
 

@@ -257,7 +257,7 @@ class StageSettings(Strict):
     epochs: int = Field(ge=1)
     patience: int | None = Field(None, ge=1, description="epochs strictly below the best before training stops")
     stop_metric: Literal["recall@10", "recall@50", "ndcg@10", "ndcg@50"] = "ndcg@10"
-    max_grad_norm: float | None = Field(None, gt=0)
+    max_grad_norm: float | None = Field(None, gt=0, description="of the mean gradient over a step's batches")
 
 
 class SystemFile(Strict):
@@ -564,6 +564,8 @@ def truncation_settings(config: Config, system: str, domain: str, last: int, see
 def result_settings(config: Config) -> dict[str, Any]:
     """The configuration without what changes no result: devices, folders, ways to fetch, domains that are not used."""
     without = {"device", "pretrain_devices", "offline", "gate", "results", "raw"}
+    if config.fig2.domain not in config.domains:  # the paper's, of which nothing is made
+        without.add("fig2")
     images, encoder = {"concurrency", "timeout", "tries"}, {"batch_size", "folder"}
     values = config.model_dump(
         mode="json", exclude={**dict.fromkeys(without, True), "images": images, "encoder": encoder}

@@ -24,15 +24,16 @@ PACKAGE = Path(__file__).resolve().parent
 log = logging.getLogger(__name__)
 
 
-def environment(modules: list[str]) -> dict[str, Any]:
+def environment(modules: list[str], device: str) -> dict[str, Any]:
     """What a result was made with, for ``environment.json``.
 
     Args:
         modules: modules and packages of mmm4rec whose code the result depends on, e.g. ``mmm4rec.training``.
+        device: kind of the device it was made on, ``cpu`` or ``cuda``.
     """
     import torch  # here, so that `check` is quick
 
-    cuda = torch.cuda.is_available()
+    cuda = device == "cuda"
     return {
         "mmm4rec": __version__,
         "commit": commit(),

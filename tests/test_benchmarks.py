@@ -72,7 +72,7 @@ def test_rows_are_written_and_drawn(tmp_path, monkeypatch):
     assert [(row.size, row.against) for row in rows] == [
         (items, against) for items in (50, 90) for against in ("roofline", "all scores at once")
     ]
-    table.write_rows(tmp_path / "loss.csv", rows)
+    table.write_rows(tmp_path / "loss.csv", rows, "cpu")
     again = table.read_rows(tmp_path / "loss.csv")
     assert [row.what for row in again] == [row.what for row in rows]
     table.write_page(tmp_path, ["training", "loss"])

@@ -144,7 +144,7 @@ def test_tables(calls):
     checked = calls("mmm4rec.cli.check")
     assert run("table", "--number", 2, *options, "--run", "x", "--run", "y").exit_code == 0
     assert checked == [((Path("x"),), {}), ((Path("y"),), {})]
-    assert second == [((2, [Path("x"), Path("y")], Path("t.csv")), {"systems": ["pop"]})]
+    assert second == [((2, [Path("x"), Path("y")], Path("t.csv")), {"systems": ["pop"], "paper": ()})]
     nothing = run("table", "--number", 3, *options)
     assert nothing.exit_code == 2
     assert "none of the configured `systems` stands in table 3" in nothing.stderr

@@ -6,6 +6,7 @@ import logging
 import subprocess
 
 import pytest
+import torch
 
 from mmm4rec import provenance
 from mmm4rec.config import read_system
@@ -27,11 +28,19 @@ OTHER_CODE = {"code": {"modules": ["mmm4rec.training"], "sha256": "0" * 64}}
 
 
 def test_environment_is_plain_json_with_versions_device_and_code():
-    made = provenance.environment(["mmm4rec.nn"])
+    made = provenance.environment(["mmm4rec.nn"], "cpu")
     assert json.loads(json.dumps(made)) == made
     assert set(made["packages"]) >= {"torch", "numpy", "pyarrow"}
     assert made["code"] == {"modules": ["mmm4rec.nn"], "sha256": provenance.code_hash(["mmm4rec.nn"])}
     assert made["threads"] >= 1
+
+
+def test_the_device_is_the_one_that_was_used(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert provenance.environment([], "cuda")["device"] == "a GPU"
+    made = provenance.environment([], "cpu")
+    assert (made["device"], made["cuda"]) == (provenance._processor(), None)
 
 
 def test_the_hash_covers_names_and_contents_of_all_modules(tmp_path, monkeypatch):
@@ -70,7 +79,7 @@ def test_commit_of_a_checkout_and_outside_of_one(tmp_path, monkeypatch):
 def test_no_git_is_no_error(monkeypatch):
     monkeypatch.setenv("PATH", "")
     assert provenance.commit() is None
-    assert provenance.environment([])["commit"] is None
+    assert provenance.environment([], "cpu")["commit"] is None
 
 
 @pytest.mark.parametrize(

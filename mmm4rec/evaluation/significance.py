@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 DRAWS = 10_000
+ENOUGH = 1000  # draws as large as what was seen: p is known to 3 %
 FEW = 100  # distinct values
 SIGNS_AT_ONCE = 2**23  # held in memory: 64 MiB
 Values = npt.NDArray[np.float64]
@@ -41,23 +42,28 @@ def bootstrap_interval(
 def paired_p_value(a: Values, b: Values, *, draws: int = DRAWS, seed: int = 0) -> float:
     """Two-sided p of the paired permutation test (Fisher's randomisation): a and b change places user by user.
 
+    Drawing ends early where p is large (Besag and Clifford, 1991): at the ``ENOUGH``-th draw as large as what was seen.
+
     Args:
         a: [U] a metric's values of one system.
         b: [U] of another, for the same users in the same order.
-        draws: permutations; p is at least 1 / (draws + 1).
+        draws: permutations at most; p is at least 1 / (draws + 1).
         seed: of the draws.
     """
     difference = (a - b)[a != b]
     seen = abs(difference.sum()) * (1 - 1e-9)  # sums of the same numbers in another order are equal
     rng = np.random.default_rng(seed)
-    as_large, left = 0, draws
-    while left:
-        rows = min(left, max(1, SIGNS_AT_ONCE // max(1, len(difference))))
-        drawn = rng.integers(0, 256, size=(rows, -(-len(difference) // 8)), dtype=np.uint8)
-        kept = np.unpackbits(drawn, axis=1, count=len(difference))  # one bit a user: 0 turns the sign
+    as_large = drawn = 0
+    while drawn < draws:
+        rows = min(draws - drawn, max(1, SIGNS_AT_ONCE // max(1, len(difference))))
+        bits = rng.integers(0, 256, size=(rows, -(-len(difference) // 8)), dtype=np.uint8)
+        kept = np.unpackbits(bits, axis=1, count=len(difference))  # one bit a user: 0 turns the sign
         sums = 2 * (kept.astype(np.float64) @ difference) - difference.sum()
-        as_large += int((np.abs(sums) >= seen).sum())
-        left -= rows
+        found = np.flatnonzero(np.abs(sums) >= seen)
+        if as_large + len(found) >= ENOUGH:
+            return float(ENOUGH / (drawn + found[ENOUGH - as_large - 1] + 1))
+        as_large += len(found)
+        drawn += rows
     return float((1 + as_large) / (draws + 1))
 
 

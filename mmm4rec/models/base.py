@@ -93,7 +93,7 @@ class System(nn.Module):
     """
 
     Settings: ClassVar[type[Settings]] = Settings
-    #: the time of the target is put into the row (a leak; only MMM4Rec's preset `released` asks for it)
+    #: the time of the target is put into the row (a leak: MMM4Rec's preset `released` asks for it, TiM4Rec's defect)
     target_time_in_row: bool = False
     #: the sequence encoder needs rows of max_length positions (spectra over the padded length, say)
     fixed_length: bool = False

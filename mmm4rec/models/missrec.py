@@ -7,6 +7,7 @@ weighs text and image of a candidate by how well each fits.
 Shapes: B rows, L positions, N items, M items at hand, m modalities of the domain, D width.
 """
 
+import logging
 import math
 from collections.abc import Iterable
 from dataclasses import replace
@@ -27,6 +28,8 @@ from mmm4rec.nn.kmeans import kmeans
 from mmm4rec.nn.losses import Duplicates, in_batch_cross_entropy, without_duplicates
 from mmm4rec.nn.transformer import EPS
 from mmm4rec.nn.unit import unit
+
+log = logging.getLogger(__name__)
 
 
 class MISSRecSettings(TransformerSettings):
@@ -81,6 +84,8 @@ class MISSRec(System):
         there = torch.ones(len(self.adaptors), catalogue.n_items, dtype=torch.bool)
         if self.has_image is not None:
             there[1] = self.has_image[1:]
+        if pretraining:
+            log.info("no features of texts with words left out: the other view of a row always has items left out")
         # which of all text and then all image vectors take part in the search for interests
         self.register_buffer("points", there.flatten().nonzero()[:, 0], persistent=False)
         share = s.pretrain_interest_share if pretraining else s.interest_share

@@ -39,7 +39,7 @@ class TiM4RecSettings(Settings):
     norm_eps: float = Field(gt=0)
     max_length: int = Field(50, ge=1)
     use_time: UseTime = "on"
-    defects: list[Literal["padded_gaps"]] = Field([])
+    defects: list[Literal["padded_gaps", "target_time"]] = Field([])
 
     @model_validator(mode="after")
     def _whole_heads(self) -> "TiM4RecSettings":
@@ -48,6 +48,12 @@ class TiM4RecSettings(Settings):
             raise ValueError(f"head_size {self.head_size} must divide expand * hidden_size = {inner}")
         if self.groups not in (1, inner // self.head_size):
             raise ValueError(f"groups must be 1 or the number of heads, {inner // self.head_size}")
+        return self
+
+    @model_validator(mode="after")
+    def _leak_is_seen(self) -> "TiM4RecSettings":
+        if "target_time" in self.defects and "padded_gaps" not in self.defects:
+            raise ValueError("defect target_time does nothing without padded_gaps, which shows the padded position")
         return self
 
 
@@ -84,6 +90,7 @@ class TiM4Rec(System):
         super().__init__(settings, catalogue, pretraining=pretraining)
         s = self.settings
         self.timed = is_timed("tim4rec", s.use_time, catalogue)
+        self.target_time_in_row = "target_time" in s.defects
         sizes = SSDSizes(
             width=s.hidden_size,
             heads=s.expand * s.hidden_size // s.head_size,

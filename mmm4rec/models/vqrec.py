@@ -113,8 +113,7 @@ class VQRec(System):
 
         Nearest to Sinkhorn((T + Gumbel noise) / temperature), whose gradient stands for that of P.
         """
-        noise = -torch.empty_like(self.permutation).exponential_().log()
-        soft = self._sinkhorn(self.permutation + noise)
+        soft = self._noisy()
         hard = torch.zeros_like(soft).scatter_(-1, self._hard(soft.detach())[..., None], 1)
         if "zero_gradient_permutation" in self.settings.defects:
             return torch.ceil(hard * soft)
@@ -123,6 +122,19 @@ class VQRec(System):
     def best_permutation(self) -> Tensor:
         """Where the 1s of P stand without noise, [digits, K] int64."""
         return self._hard(self._sinkhorn(self.permutation.detach()))
+
+    def last_permutation(self) -> Tensor:
+        """Where the 1s stand in the order that the vectors are put in for good, [digits, K] int64: without noise.
+
+        The defect ``lost_codes`` takes one more draw, as it does in training.
+        """
+        if "lost_codes" in self.settings.defects:
+            return self._hard(self._noisy().detach())
+        return self.best_permutation()
+
+    def _noisy(self) -> Tensor:
+        noise = -torch.empty_like(self.permutation).exponential_().log()
+        return self._sinkhorn(self.permutation + noise)
 
     def _hard(self, soft: Tensor) -> Tensor:
         return soft.argmax(-1) if "lost_codes" in self.settings.defects else one_to_one(soft)
@@ -154,7 +166,7 @@ class VQRec(System):
         if self.reads_permuted and not permute:
             with torch.no_grad():
                 values = self.code.weight.unflatten(0, (self.settings.digits, -1))[:, 1:]
-                values.copy_(reordered(values, self.best_permutation()))
+                values.copy_(reordered(values, self.last_permutation()))
         self.permuting.fill_(permute)
         self.reads_permuted = permute
 

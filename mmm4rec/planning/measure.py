@@ -94,7 +94,7 @@ def measure_one(key: str, stage: str, domain: str, device: str, steps: int) -> R
     if stage in ("finetune", "scratch"):
         tables, ranked = _rank(subject, clock)
     on_gpu = where.type == "cuda"
-    made_with = environment([])
+    made_with = environment([], where.type)
     return Rate(
         device=made_with["device"] if on_gpu else "cpu, 1 thread",
         system=key,

@@ -2,7 +2,7 @@
 
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,9 @@ from mmm4rec.reporting.runs import Run, mean_and_spread, others, read_run, round
 OURS = {2: "mmm4rec", 3: "mmm4rec_noid", 4: "mmm4rec"}
 LEVEL = 0.05  # of significance
 DAGGER = "†"
-COMPARISON = ("system", "other", "difference", "low", "high", "p", "p_holm")
+COMPARISON = ("system", "other", "others", "difference", "low", "high", "p", "p_holm")
 TEST_COLUMNS = ("dataset", "metric", *COMPARISON)
+PICKED = "Where the other is ahead, its p counts as often as there are other systems: it was picked as their best."
 #: a gain that the paper puts forward: table, dataset, metric
 HEADLINE = (2, "pantry", "ndcg@10")
 OVER_ALL = "Improvements of print are over all systems of its own table."
@@ -28,6 +29,7 @@ QUOTED = (
     "Most of print's baselines are quoted from earlier papers with other encoders; only Mamba4Rec, TiM4Rec, their text "
     "variants, BSARec, M3Rec and MMSRec look like runs on these features."
 )
+UNKNOWN_USERS = "How many users print's Table IV is about is not said: its items may be others than ours."
 TITLES = {
     2: "Table II: systems with item ids",
     3: "Table III: systems without item ids",
@@ -35,18 +37,16 @@ TITLES = {
 }
 COSTS = ("epochs", "best_epoch", "seconds", "seconds_per_epoch", "parameters", "peak_memory_mib")
 
-#: settings that make a column another thing than its name says
+#: settings that make a column another thing than its name says: MMM4Rec's, or a defect, and what is to be said
 CAVEATS = (
-    (
-        "target_time_in_row",
-        True,
-        "**The time of the target is in the rows of {}** (preset `released`): not comparable.",
-    ),
-    ("mask_padded_gaps", False, "The gaps of padding count as times in {} (preset `released`)."),
+    (("target_time_in_row", True), "target_time", "**The time of the target is in the rows of {}**: not comparable."),
+    (("mask_padded_gaps", False), "padded_gaps", "The gaps of padding count as times in {}."),
 )
 
 
-def write_accuracy_table(number: int, runs: Sequence[Path], out: Path, *, systems: Sequence[str]) -> None:
+def write_accuracy_table(
+    number: int, runs: Sequence[Path], out: Path, *, systems: Sequence[str], paper: Collection[str] = ()
+) -> None:
     """Write ``tableN.csv`` (wide), ``tableN_runs.csv`` (long, with costs), ``tableN_tests.csv`` and ``tableN.md``.
 
     Args:
@@ -54,12 +54,14 @@ def write_accuracy_table(number: int, runs: Sequence[Path], out: Path, *, system
         runs: run folders; every dataset needs the same systems.
         out: path of ``tableN.csv``.
         systems: columns, in this order.
+        paper: for Table IV, the datasets that print may stand beside, see ``comparable``.
 
     Raises:
         UserError: a run is missing or not finished.
     """
     table = [read_run(path) for path in runs]
     tests = compare(table, OURS[number])
+    printed = comparable(number, _users(table), paper)
     datasets = list(dict.fromkeys(run["dataset"] for run in table))
     wide = []
     for dataset in datasets:
@@ -71,9 +73,9 @@ def write_accuracy_table(number: int, runs: Sequence[Path], out: Path, *, system
             numbers = {s: mean for s, mean in means.items() if mean is not None}
             wide.append([dataset, metric, *(f"{v:.6f}" for v in numbers.values()), improvement(numbers, OURS[number])])
     write_text(out, to_csv(["dataset", "metric", *systems, "improvement"], wide))
-    write_text(out.with_name(f"{out.stem}_runs.csv"), _runs_csv(number, table))
+    write_text(out.with_name(f"{out.stem}_runs.csv"), _runs_csv(table, printed))
     write_text(out.with_name(f"{out.stem}_tests.csv"), to_csv(TEST_COLUMNS, [rounded(test.values()) for test in tests]))
-    write_text(out.with_suffix(".md"), _markdown(number, table, datasets, systems, tests))
+    write_text(out.with_suffix(".md"), _markdown(number, table, datasets, systems, tests, printed))
 
 
 def gain(means: Mapping[str, float], ours: str) -> tuple[float, str] | None:
@@ -104,25 +106,31 @@ def against_best(users: Mapping[str, Values], ours: str, *, draws: int = DRAWS) 
     Args:
         users: [U] a metric's values of every user, by system.
         ours: a system.
-        draws: of the bootstrap, and of the permutation test.
+        draws: of the permutation test.
 
     Returns:
-        ``COMPARISON`` but its last: the difference of the means, its bootstrap interval (95 %) and the p of the paired
-        permutation test; None where there is nothing to compare.
+        ``COMPARISON`` but its last: which is the best other system and of how many, the difference of the means, its
+        bootstrap interval (95 %) and the p of the paired permutation test; None where there is nothing to compare.
     """
-    if ours not in users or not others(users):
+    rivals = others(users)
+    if ours not in users or not rivals:
         return None
-    best = max(others(users), key=lambda system: float(users[system].mean()))
+    best = max(rivals, key=lambda system: float(users[system].mean()))
     difference = users[ours] - users[best]
-    low, high = bootstrap_interval(difference, draws=draws)
+    low, high = bootstrap_interval(difference)
     p = paired_p_value(users[ours], users[best], draws=draws)
-    values = (ours, best, float(difference.mean()), low, high, p)
+    values = (ours, best, len(rivals), float(difference.mean()), low, high, p)
     return dict(zip(COMPARISON, values, strict=False))
 
 
 def correct(rows: Sequence[dict[str, Any]]) -> None:
-    """Give every comparison ``p_holm``: its p, corrected for all of them (Holm)."""
-    for row, corrected in zip(rows, holm([row["p"] for row in rows]), strict=True):
+    """Give every comparison ``p_holm``: its p, corrected for the search for the other system and for all comparisons.
+
+    Where the other is ahead, it was picked as the best of K that all had their chance to be, and its p counts K times
+    (Bonferroni). Where ours is ahead of the best, it is ahead of all, and nothing was picked. Then Holm.
+    """
+    picked = [min(1.0, row["p"] * (row["others"] if row["difference"] < 0 else 1)) for row in rows]
+    for row, corrected in zip(rows, holm(picked), strict=True):
         row["p_holm"] = corrected
 
 
@@ -131,10 +139,17 @@ def compare(table: Sequence[Run], ours: str) -> list[dict[str, Any]]:
 
     Returns:
         a row a comparison, with the keys ``TEST_COLUMNS``, corrected for all comparisons of the table.
+
+    Raises:
+        UserError: two runs rank other users.
     """
     rows = []
     for dataset in dict.fromkeys(run["dataset"] for run in table):
         runs = [run for run in table if run["dataset"] == dataset]
+        for run in runs:
+            if not np.array_equal(run["user_ids"], runs[0]["user_ids"]):
+                one, other = (f"{r['system']} with seed {r['seed']}" for r in (runs[0], run))
+                raise UserError(f"{dataset}: {one} and {other} rank other users; run both again")
         for metric in METRICS:
             values: dict[str, list[Values]] = {}
             for run in runs:
@@ -154,8 +169,7 @@ def _mean(values: list[float]) -> float | None:
     return statistics.fmean(values) if values else None
 
 
-def _runs_csv(number: int, table: list[Run]) -> str:
-    printed = comparable(number, _users(table))
+def _runs_csv(table: list[Run], printed: Mapping[Cell, float]) -> str:
     rows = [
         [run["dataset"], run["system"], run["seed"], metric, f"{run['test'][metric]:.6f}"]
         + [printed.get((run["dataset"], run["system"], metric), "")]
@@ -176,10 +190,14 @@ def _short(value: float) -> str:
 
 
 def _markdown(
-    number: int, table: list[Run], datasets: list[str], systems: Sequence[str], tests: list[dict[str, Any]]
+    number: int,
+    table: list[Run],
+    datasets: list[str],
+    systems: Sequence[str],
+    tests: list[dict[str, Any]],
+    printed: Mapping[Cell, float],
 ) -> str:
     names = [read_system(s).name for s in systems]
-    printed = comparable(number, _users(table))
     significant = {(test["dataset"], test["metric"]) for test in tests if test["p_holm"] < LEVEL}
     lines, below = [f"# {TITLES[number]}", ""], []
     for dataset in datasets:
@@ -204,11 +222,11 @@ def _markdown(
     if significant:
         lines.append(
             f"{DAGGER} {read_system(OURS[number]).name} and the best other system differ: paired permutation test over "
-            f"the users, p < {LEVEL} after Holm's correction for {len(tests)} comparisons.\n"
+            f"the users, p < {LEVEL} after Holm's correction for {len(tests)} comparisons. {PICKED}\n"
         )
     lines += own_settings(table)
     if printed:
-        below += [OVER_ALL, *([QUOTED] if number in (2, 3) else [])]
+        below += [OVER_ALL, QUOTED if number in (2, 3) else UNKNOWN_USERS]
     below += slips(number, printed, systems)
     lines += [line for text in below for line in (text, "")]
     return "\n".join(lines).rstrip() + "\n"
@@ -248,8 +266,11 @@ def notes(table: list[Run], dataset: str) -> list[str]:
     scratch = sorted({r["system"] for r in runs if not r["config"]["pretrained"]})
     carried = sorted({r["system"] for r in runs if r["config"]["pretrained"]})
     notes.append(f"From scratch: {', '.join(scratch) or 'none'}; pre-trained: {', '.join(carried) or 'none'}.")
-    for key, bad, note in CAVEATS:
-        systems = sorted({r["system"] for r in runs if r["config"]["settings"].get(key) == bad})
+    if carried and len({r["seed"] for r in runs}) > 1:
+        notes.append("Pre-training is done once, for all seeds: what another one would change is in no spread.")
+    for (key, bad), defect, note in CAVEATS:
+        settings = [(r["system"], r["config"]["settings"]) for r in runs]
+        systems = sorted({name for name, s in settings if s.get(key) == bad or defect in s.get("defects", [])})
         if systems:
             notes.append(note.format(", ".join(systems)))
     if any(r["config"]["mask_seen"] for r in runs):

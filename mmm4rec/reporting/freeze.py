@@ -4,8 +4,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from mmm4rec.config import parse_config
 from mmm4rec.errors import UserError
 from mmm4rec.io import write_json
+from mmm4rec.planning.jobs import all_jobs, same_settings
 from mmm4rec.provenance import summary
 
 #: of a run folder; not the weights, which are large and can be made again
@@ -16,19 +18,30 @@ STAGES = ("runs", "truncation", "pretrained")
 def freeze(results: Path, config: dict[str, Any], out: Path) -> None:
     """Copy what a run of the workflow has made to ``out``, and say there where it comes from.
 
+    Runs that the configuration does not ask for, or asks for with other settings, are copied too, for tables may stand
+    on them; ``provenance.json`` names them under ``not_of_config``.
+
     Args:
         results: root of the run, the config key ``results``.
         config: see ``mmm4rec.config.result_settings``.
         out: folder below ``published``; whatever was there is replaced.
 
     Raises:
-        UserError: there is no table.
+        UserError: there is no table, or the configuration is none.
     """
     tables = sorted(path for kind in ("csv", "md") for path in (results / "tables").rglob(f"*.{kind}"))
     if not tables:
         raise UserError(f"{results / 'tables'}: no table to freeze; run the workflow first")
-    runs = [path.parent for stage in STAGES for path in (results / stage).rglob("metrics.json")]
-    shutil.rmtree(out, ignore_errors=True)
+    runs = sorted(path.parent for stage in STAGES for path in (results / stage).rglob("metrics.json"))
+    known = parse_config(config)
+    asked = {job.outputs[0].parent.relative_to(known.results): job.settings for job in all_jobs(known) if job.stage}
+    other = [
+        name.as_posix()
+        for name in (run.relative_to(results) for run in runs)
+        if name not in asked or not same_settings(results / name, asked[name])
+    ]
+    provenance = summary(runs, config) | {"not_of_config": other}
+    shutil.rmtree(out, ignore_errors=True)  # not before: the checkout would count as changed
     figures = [path for kind in ("csv", "png") for path in (results / "figures").rglob(f"*.{kind}")]
     for path in [*tables, *figures]:
         _copy(path, out / path.relative_to(results))
@@ -36,7 +49,7 @@ def freeze(results: Path, config: dict[str, Any], out: Path) -> None:
         for name in RUN_FILES:
             if (run / name).exists():
                 _copy(run / name, out / run.relative_to(results) / name)
-    write_json(out / "provenance.json", summary(runs, config))
+    write_json(out / "provenance.json", provenance)
 
 
 def _copy(path: Path, to: Path) -> None:

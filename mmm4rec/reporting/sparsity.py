@@ -18,7 +18,7 @@ from mmm4rec.evaluation.metrics import METRICS, per_user
 from mmm4rec.evaluation.significance import DRAWS, Values
 from mmm4rec.features.store import read_table
 from mmm4rec.io import write_text
-from mmm4rec.reporting.accuracy import COMPARISON, DAGGER, LEVEL, against_best, correct, notes, own_settings
+from mmm4rec.reporting.accuracy import COMPARISON, DAGGER, LEVEL, PICKED, against_best, correct, notes, own_settings
 from mmm4rec.reporting.runs import Run, read_run, rounded, to_csv
 from mmm4rec.training.data import Events, load_events
 
@@ -101,8 +101,8 @@ def write_sparsity_table(
     bins = {dataset: bins_of(its, features.get(dataset)) for dataset, its in events.items()}
     for dataset, its in events.items():
         _check([run for run in table if run["dataset"] == dataset], its, dataset, systems)
-    # so many that the smallest p there can be is significant after the correction too
-    draws = max(DRAWS, round(2 / LEVEL) * len(METRICS) * sum(map(len, bins.values())))
+    # so many that the smallest p there can be is significant after all corrections too
+    draws = max(DRAWS, round(2 / LEVEL) * len(METRICS) * sum(map(len, bins.values())) * len(systems))
     results = [
         result
         for dataset in domains
@@ -204,7 +204,7 @@ def _markdown(table: list[Run], results: Sequence[Result], systems: Sequence[str
         lines += [
             f"Below the systems: {ours} less the best other system of the bin; {DAGGER} where the two differ by the "
             f"paired permutation test over the users of the bin, p < {LEVEL} after Holm's correction for {comparisons} "
-            "comparisons.",
+            f"comparisons. {PICKED}",
             "",
         ]
     for dataset in dict.fromkeys(result.dataset for result in results):

@@ -53,7 +53,7 @@ def finetune(
     require_one("mmm4rec finetune")
     where = resolve_device(device)
     torch.manual_seed(settings["seed"])
-    made_with = run_environment(settings)
+    made_with = run_environment(settings, where)
     events = load_events([domain])
     reads = settings["reads"]
     catalogue = load_catalogue(events, [features] if features else [], reads, settings["missing_image"])

@@ -297,7 +297,7 @@ def train_step(
     trained = [p for group in optimizer.param_groups for p in group["params"]]
     average_gradients(trained)
     if max_grad_norm is not None:
-        torch.nn.utils.clip_grad_norm_(trained, max_grad_norm)
+        torch.nn.utils.clip_grad_norm_(trained, max_grad_norm * len(cut))  # that of their mean
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return total

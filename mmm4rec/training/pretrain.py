@@ -46,7 +46,7 @@ def pretrain(
     """
     with process_group(resolve_device(device), settings["system"]) as where:
         torch.manual_seed(settings["seed"])
-        made_with = run_environment(settings) | {"processes": ranks()}
+        made_with = run_environment(settings, where) | {"processes": ranks()}
         events = load_events(domains)
         catalogue = load_catalogue(events, features, settings["reads"], settings["missing_image"])
         system = build(settings["model"], settings["settings"], catalogue, pretraining=True).to(where)

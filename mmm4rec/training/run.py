@@ -21,10 +21,10 @@ from mmm4rec.training.loop import History
 log = logging.getLogger(__name__)
 
 
-def run_environment(settings: dict[str, Any]) -> dict[str, Any]:
+def run_environment(settings: dict[str, Any], device: torch.device) -> dict[str, Any]:
     """What a training is made with; to be asked when it starts, for the checkout may change meanwhile."""
     modules = ["mmm4rec.training", "mmm4rec.evaluation", "mmm4rec.nn", f"mmm4rec.models.{settings['model']}"]
-    return environment(modules) | {"seed": settings["seed"]}
+    return environment(modules, device.type) | {"seed": settings["seed"]}
 
 
 def write_run(

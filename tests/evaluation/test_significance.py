@@ -40,12 +40,21 @@ def test_p_value_is_that_of_all_exchanges():
     d = a - b
     sums = [abs(np.dot(signs, d)) for signs in product([1, -1], repeat=5)]
     exact = np.mean([s >= abs(d.sum()) - 1e-12 for s in sums])
-    assert paired_p_value(a, b, draws=100_000) == pytest.approx(exact, abs=0.005)
+    assert exact == 0.25
+    assert paired_p_value(a, b) == pytest.approx(exact, abs=0.03)
 
 
 def test_p_value_drawn_in_blocks_is_that_of_all_exchanges(monkeypatch):
     monkeypatch.setattr(significance, "SIGNS_AT_ONCE", 27)  # rows of three, and a last one that is not full
     assert paired_p_value(np.ones(9), np.zeros(9), draws=50_000) == pytest.approx(2 / 2**9, abs=0.001)
+
+
+def test_drawing_ends_early_where_p_is_large():
+    """A billion draws would take hours; the p of all exchanges is 1/4."""
+    a, b = np.array([1.0, 0.5, 1.0, 0.0, 0.25]), np.array([0.0, 0.0, 0.5, 0.0, 0.5])
+    early = [paired_p_value(a, b, draws=10**9, seed=seed) for seed in range(30)]
+    assert np.mean(early) == pytest.approx(0.25, abs=0.01)
+    assert 0 < np.std(early) < 0.02
 
 
 def test_p_values_are_uniform_where_nothing_differs():

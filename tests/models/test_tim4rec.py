@@ -133,9 +133,18 @@ def test_padding_is_no_gap_unless_the_defect_is_asked_for():
     assert seen[True][:4].diff().abs().max() < 0.01
 
 
-def test_the_targets_time_is_never_asked_for():
+def test_the_targets_time_is_asked_for_by_a_defect_alone():
     assert not small("tim4rec").target_time_in_row
     assert not small("tim4rec", defects=["padded_gaps"]).target_time_in_row
+    leaky = small("tim4rec", defects=["padded_gaps", "target_time"], perturbed=0.3).eval()
+    assert leaky.target_time_in_row
+    later = BATCH.times.clone()
+    later[1, 4] = BATCH.times[1, 3] + 86_400  # the second row has four events
+    tables = leaky.item_tables()
+    users, seen = leaky.users(tables, BATCH), leaky.users(tables, replace(BATCH, times=later))
+    assert not torch.allclose(users[1], seen[1], rtol=1e-3)
+    with pytest.raises(UserError, match="target_time does nothing without padded_gaps"):
+        small("tim4rec", defects=["target_time"])
 
 
 def test_its_settings_files_build():

@@ -1,14 +1,23 @@
 import json
 import math
+import shutil
 
 import pyarrow.parquet as pq
 import pytest
 from finished_runs import write_run
 
+from mmm4rec.config import finetune_settings, parse_config, result_settings
 from mmm4rec.errors import UserError
 from mmm4rec.evaluation.metrics import summarise
 from mmm4rec.io import write_json, write_text
 from mmm4rec.reporting.freeze import freeze
+
+CONFIG = {
+    "targets": ["scientific"],
+    "systems": ["sasrec"],
+    "seeds": [1, 2],
+    "domains": {"scientific": {"amazon": "Industrial_and_Scientific"}},
+}
 
 
 @pytest.fixture
@@ -30,7 +39,7 @@ def results(tmp_path):
 
 def test_tables_runs_and_where_they_come_from(results, tmp_path):
     out = tmp_path / "published" / "mine"
-    freeze(results, {"seeds": [1, 2]}, out)
+    freeze(results, CONFIG, out)
     assert (out / "tables/table2.csv").read_text() == "dataset\n"
     assert (out / "tables/table2/scientific.md").exists()
     assert list(out.rglob("*.safetensors")) == []
@@ -41,29 +50,48 @@ def test_tables_runs_and_where_they_come_from(results, tmp_path):
     assert provenance["devices"] == ["an abacus"]
     assert provenance["commits_of_runs"] == ["c0ffee"]
     assert provenance["packages"] == {"torch": ["2"]}
-    assert provenance["config"] == {"seeds": [1, 2]}
+    assert provenance["config"] == CONFIG
 
 
 def test_any_metric_can_be_computed_again(results, tmp_path):
-    freeze(results, {}, tmp_path / "out")
+    freeze(results, CONFIG, tmp_path / "out")
     ranks = pq.read_table(tmp_path / "out/runs/scientific/sasrec/1/ranks.parquet")["rank"].to_numpy()
     assert math.isclose(summarise(ranks)["recall@10"], 0.2)
 
 
 def test_what_was_frozen_before_is_replaced(results, tmp_path):
     write_text(tmp_path / "out" / "tables" / "table9.csv", "old")
-    freeze(results, {}, tmp_path / "out")
+    freeze(results, CONFIG, tmp_path / "out")
     assert not (tmp_path / "out/tables/table9.csv").exists()
 
 
 def test_the_configuration_decides_its_hash(results, tmp_path):
     hashes = []
-    for i, config in enumerate([{"a": 1, "b": 2}, {"b": 2, "a": 1}, {"a": 1, "b": 3}]):
+    for i, config in enumerate([CONFIG, dict(reversed(CONFIG.items())), CONFIG | {"seeds": [1]}]):
         freeze(results, config, tmp_path / str(i))
         hashes.append(json.loads((tmp_path / str(i) / "provenance.json").read_text())["config_sha256"])
     assert hashes[0] == hashes[1] != hashes[2]
 
 
+def test_runs_that_the_configuration_does_not_ask_for_are_named(results, tmp_path):
+    """A seed more, other settings, and another system; those that it asks for are not."""
+    config = parse_config(CONFIG)
+    wanted = {seed: finetune_settings(config, "sasrec", "scientific", seed) for seed in (1, 2, 3)}
+    wanted[2]["settings"]["dropout"] = 0.9
+    for seed, settings in wanted.items():
+        run = write_run(results / "runs", "sasrec", f"seed_{seed}", 0.2)
+        write_json(run / "config.json", settings | {"domain_path": "anywhere"})
+        shutil.copy(results / "runs/scientific/sasrec/1/environment.json", run)
+    for old in ("runs/scientific/sasrec/1", "runs/scientific/sasrec/2", "truncation"):
+        shutil.rmtree(results / old)
+    freeze(results, result_settings(config), tmp_path / "out")
+    assert json.loads((tmp_path / "out/provenance.json").read_text())["not_of_config"] == [
+        "runs/scientific/sasrec/seed_2",
+        "runs/scientific/sasrec/seed_3",
+    ]
+    assert (tmp_path / "out/runs/scientific/sasrec/seed_3/ranks.parquet").exists()
+
+
 def test_nothing_to_freeze(tmp_path):
     with pytest.raises(UserError, match="no table to freeze; run the workflow first"):
-        freeze(tmp_path, {}, tmp_path / "out")
+        freeze(tmp_path, CONFIG, tmp_path / "out")

@@ -48,17 +48,23 @@ def test_training_lowers_the_loss(events):
     assert losses[-1] < 0.8 * losses[0]
 
 
-def test_a_step_equals_plain_autograd_over_summed_batches(events):
-    how = stage(epochs=1, batch_size=4, accumulate=100, optimizer="adamw", learning_rate=0.1)
+@pytest.mark.parametrize("max_grad_norm", [None, 1e-8])
+def test_a_step_equals_plain_autograd_over_summed_batches(events, max_grad_norm):
+    """A limit to the gradient's norm is one to that of their mean; so low a one is seen beside Adam's epsilon."""
+    changes = {"optimizer": "adamw", "learning_rate": 0.1, "max_grad_norm": max_grad_norm}
+    how = stage(epochs=1, batch_size=4, accumulate=100, **changes)
     system, plain = fresh(events, dropout=0.0), fresh(events, dropout=0.0)
     run(system, events, how)
     optimizer = torch.optim.AdamW(plain.parameters(), lr=0.1, weight_decay=0.0)
     generator = torch.Generator().manual_seed(5 * 1_000_003 + 1)
     rows = events.train_rows()
-    for batch in rows[torch.randperm(len(rows), generator=generator)].split(4):
+    batches = rows[torch.randperm(len(rows), generator=generator)].split(4)
+    for batch in batches:
         cut = events.batch(batch, 6)
         tables = plain.item_tables()
         full_cross_entropy(plain.encode(tables, cut), tables[0][1:], cut.targets - 1).backward()
+    if max_grad_norm:
+        torch.nn.utils.clip_grad_norm_(plain.parameters(), max_grad_norm * len(batches))
     optimizer.step()
     for (name, got), want in zip(system.named_parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(got, want, msg=lambda m, name=name: f"{name}: {m}")

@@ -32,7 +32,7 @@ def trained(domain, key, state=None, *, epochs=2, batch_size=16, optimizer="adam
     torch.manual_seed(7)
     system = small(key, catalogue(events.n_items), pretraining=True, perturbed=0.1, **settings)
     stage = StageSettings(
-        optimizer=optimizer, learning_rate=0.03, batch_size=batch_size, accumulate=2, epochs=epochs, max_grad_norm=5.0
+        optimizer=optimizer, learning_rate=0.03, batch_size=batch_size, accumulate=2, epochs=epochs, max_grad_norm=2.5
     )
     options = {"seed": 3, "time_aware": True, "whole_catalogue": False, "state_dir": state, "save_seconds": 0.0}
     with patch.dict(OPTIMIZERS, adam=torch.optim.SGD):
