@@ -1,4 +1,4 @@
-"""What the jobs of a configuration cost: hours, memory and disk, each with where the number comes from."""
+"""What the jobs of a configuration cost: hours and memory, each with where the number comes from, and disk."""
 
 import statistics
 from collections.abc import Callable, Iterable, Sequence
@@ -6,10 +6,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-
-from mmm4rec.config import WITH_IMAGE, Config, bases, paper_domain, raw_files, read_system, system_keys
-from mmm4rec.data.registry import source
+from mmm4rec.config import WITH_IMAGE, Config, bases, paper_domain, read_system, system_keys
+from mmm4rec.planning.disk import Disk, disk_space
 from mmm4rec.planning.finished import Finished, about_sources, benchmarks, finished_runs, same_work
 from mmm4rec.planning.jobs import Job, all_jobs
 from mmm4rec.planning.rates import Rate, at_size, epoch_seconds, ranking_seconds
@@ -21,9 +19,6 @@ MEASURED_STEPS = ("prepare", "images", "embed", "import_features", "with_image")
 #: in which the steps are shown
 ORDER = dict.fromkeys(["demo", "download", "encoder", *MEASURED_STEPS, *TRAINING])
 CPU, GPU = "CPU", "GPU"
-#: width of an encoder's vectors, float16
-WIDTHS = {"hf-hub:timm/ViT-B-16-SigLIP": 768, "tiny": 128}
-RANK_BYTES = 8  # a user of ranks.parquet, before it is compressed
 
 Range = tuple[float, float, float]  # least, estimate, most
 
@@ -57,16 +52,6 @@ class Line:
     def left(self) -> int:
         """Jobs that are to be run."""
         return self.jobs - self.done
-
-
-@dataclass
-class Disk:
-    """Bytes of one kind of file: there already, and still to come (None: unknown, and ``note`` says why)."""
-
-    what: str
-    there: int
-    to_come: int | None
-    note: str = ""
 
 
 @dataclass
@@ -125,7 +110,7 @@ def make_plan(
             return trainings.estimate(job)
         return _from_benchmarks(job, other[job.rule], sizes, GPU if gpu and job.rule == "embed" else CPU)
 
-    return Plan(_lines(jobs, estimate), _disk(config, jobs, sizes, trainings), sizes, trainings.notes())
+    return Plan(_lines(jobs, estimate), disk_space(config, jobs, sizes, trainings.weights), sizes, trainings.notes())
 
 
 def _lines(jobs: Iterable[Job], estimate: Callable[[Job], Estimate]) -> list[Line]:
@@ -390,89 +375,3 @@ _middle = statistics.median
 
 def _rows(job: Job, size: Size) -> int:
     return size.all_rows if job.rule == "pretrain" else size.rows
-
-
-# ------------------------------------------------------------------------------------------------ disk
-
-
-def _disk(config: Config, jobs: list[Job], sizes: dict[str, Size | None], trainings: _Trainings) -> list[Disk]:
-    left = [job for job in jobs if job.state != "done"]
-    trained = [job for job in left if job.stage]
-    weights = [trainings.weights(job) for job in trained]
-    tested = [sizes[job.domain] for job in left if job.stage == "finetune"]
-    ranked = [size.users * RANK_BYTES if size else None for size in tested]
-    folders = [config.results / name for name in ("runs", "pretrained", "truncation")]
-    models = sum(_bytes(folder, "model.safetensors") for folder in folders)
-    return [
-        _raw_disk(config, jobs, left),
-        _images_disk(config, left, sizes),
-        _features_disk(config, left, sizes),
-        Disk("weights", models, _total(weights), _lacking(weights, "weights of this size not measured")),
-        Disk(
-            "runs, without weights",
-            sum(_bytes(folder) for folder in folders) - models,
-            _total(ranked),
-            _lacking(ranked, "size of the domain unknown") or "ranks, at most",
-        ),
-    ]
-
-
-def _raw_disk(config: Config, jobs: list[Job], left: list[Job]) -> Disk:
-    about = {str(path): key for path, key in raw_files(config).items()}
-    missing = [source(*about[str(job.outputs[0])]).bytes for job in left if job.rule == "download"]
-    there = {path for job in jobs if job.rule in ("download", "demo") for path in job.outputs if path.exists()}
-    return Disk(
-        "raw files",
-        sum(path.stat().st_size for path in there),
-        _total(missing),
-        _lacking(missing, "the publisher states no size"),
-    )
-
-
-def _images_disk(config: Config, left: list[Job], sizes: dict[str, Size | None]) -> Disk:
-    folder = config.results / "images"
-    manifests = sorted(folder.glob("*/manifest.parquet"))
-    pictures = [size for path in manifests for size in _picture_sizes(path)]
-    domains = [sizes[job.domain] for job in left if job.rule == "images"]
-    if not domains:
-        return Disk("images", _bytes(folder), 0)
-    if not pictures:
-        return Disk("images", _bytes(folder), None, "no domain's pictures are there yet to tell their mean size")
-    mean = statistics.fmean(pictures)
-    to_come = [round(size.images * mean) if size else None for size in domains]
-    return Disk("images", _bytes(folder), _total(to_come), _lacking(to_come, "size of the domain unknown"))
-
-
-def _picture_sizes(manifest: Path) -> list[int]:
-    return [n for n in pq.read_table(manifest, columns=["bytes"])["bytes"].to_pylist() if n]
-
-
-def _features_disk(config: Config, left: list[Job], sizes: dict[str, Size | None]) -> Disk:
-    width = WIDTHS.get(config.encoder.source)
-    to_come: list[int | None] = []
-    for job in left:
-        size = sizes.get(job.domain)
-        if job.rule == "embed":
-            to_come.append(2 * width * (size.items + size.images) if width and size else None)
-        elif job.rule == "import_features":  # about what the user's own files take
-            own = config.domains[job.domain].features
-            assert own is not None
-            files = [own] if isinstance(own, Path) else [path for path in (own.text, own.image) if path]
-            to_come.append(sum(path.stat().st_size for path in files) if all(p.exists() for p in files) else None)
-    note = _lacking(to_come, "size of the domain or width of the encoder unknown")
-    return Disk("features", _bytes(config.results / "features"), _total(to_come), note)
-
-
-def _bytes(folder: Path, name: str = "*") -> int:
-    return sum(path.stat().st_size for path in folder.rglob(name) if path.is_file())
-
-
-def _total(values: Sequence[int | None]) -> int | None:
-    """Sum of what is known; None if nothing is."""
-    known = [value for value in values if value is not None]
-    return sum(known) if known or not values else None
-
-
-def _lacking(values: Sequence[int | None], why: str) -> str:
-    lacking = sum(value is None for value in values)
-    return f"without {lacking} of {len(values)} ({why})" if lacking else ""

@@ -9,7 +9,8 @@ from rich.table import Table
 
 from mmm4rec.errors import UserError
 from mmm4rec.io import write_json, write_text
-from mmm4rec.planning.cost import Disk, Line, Plan
+from mmm4rec.planning.cost import Line, Plan
+from mmm4rec.planning.disk import Disk
 from mmm4rec.planning.sizes import Size
 from mmm4rec.reporting.runs import to_csv
 

@@ -294,7 +294,12 @@ def test_own_domain_end_to_end_and_what_runs_again(shop):
 def test_transfer_between_the_demo_s_domains(tmp_path):
     """Every rule but the download, from generated raw files to recommendations in raw ids."""
     short = {"pretrain": {"epochs": 1}, "finetune": {"epochs": 1}}
-    changes = {"sources": ["kitchen"], "targets": ["garage"], "seeds": [1], "systems": ["mmm4rec", "mmm4rec_noid"]}
+    changes = {
+        "sources": ["kitchen"],
+        "targets": ["garage"],
+        "seeds": [1],
+        "systems": ["mmm4rec", "mmm4rec_noid", "mmm4rec_scratch"],
+    }
     changes["settings"] = {"mmm4rec": short, "mmm4rec_noid": short}
     changes["pretrain_devices"] = 2
     changes["fig2"] = {"domain": "garage", "systems": ["mmm4rec"], "lengths": [1, 3]}
@@ -306,9 +311,16 @@ def test_transfer_between_the_demo_s_domains(tmp_path):
     assert not (results / "pretrained/mmm4rec_noid").exists()
     with (results / "tables/table1.csv").open() as file:
         assert {"kitchen", "garage"} <= {row["dataset"] for row in csv.DictReader(file)}
-    for number, system in ((2, "mmm4rec"), (3, "mmm4rec_noid")):
-        with (results / f"tables/table{number}.csv").open() as file:
-            assert next(csv.DictReader(file))[system] != ""
+    tables = {n: list(csv.DictReader((results / f"tables/table{n}.csv").open())) for n in (2, 3, 4, 5, 6)}
+    assert {row["dataset"] for rows in tables.values() for row in rows} == {"garage"}
+    for number, system in ((2, "mmm4rec"), (3, "mmm4rec_noid"), (4, "mmm4rec"), (5, "mmm4rec")):
+        assert all(float(row[system]) >= 0 for row in tables[number])
+    assert {row["variant"] for row in tables[6]} == {"mmm4rec", "mmm4rec_scratch"}
+    users = [
+        pq.read_metadata(results / f"runs/{d}/mmm4rec/seed_1/ranks.parquet").num_rows
+        for d in ("garage", "garage_with_image")
+    ]
+    assert 0 < users[1] < users[0]
 
     with (results / "figures/fig2.csv").open() as file:
         shares = {row["last"]: row["share"] for row in csv.DictReader(file) if row["metric"] == "ndcg@10"}
