@@ -121,10 +121,18 @@ def prepare(
     ] = 8000,
 ) -> None:
     """Turn raw files into a domain: events, items and users, after the k-core."""
+    from mmm4rec.data.download import verify_raw
     from mmm4rec.data.prepare import prepare as run
+    from mmm4rec.data.registry import DEMO, Kind
 
+    values = read_settings(settings)
+    if (amazon := values.get("amazon")) and not amazon.startswith(DEMO):  # those are made anew now and then
+        files: dict[Kind, Path | None] = {"ratings": ratings, "metadata": metadata}
+        for kind, path in files.items():
+            assert path is not None, kind
+            verify_raw(path, amazon, values["edition"], kind)
     run(
-        read_settings(settings),
+        values,
         out,
         ratings=ratings,
         metadata=metadata,

@@ -149,7 +149,7 @@ def _no_duplicates(values: Any) -> Any:
 
 
 Names = Annotated[list[str], BeforeValidator(_no_duplicates)]
-Seeds = Annotated[list[int], BeforeValidator(_no_duplicates)]
+Seeds = Annotated[list[Annotated[int, Field(ge=0)]], BeforeValidator(_no_duplicates)]
 
 
 class Fig2(Strict):
@@ -222,7 +222,11 @@ class Config(Strict):
                 raise ValueError(
                     f"domains.{name}: names that end in {WITH_IMAGE} stand for domains of Table IV; rename it"
                 )
-        both = sorted(set(self.sources) & set(self.targets))
+        for table in (4, 6):
+            for name in getattr(self, f"table{table}").targets or ():
+                if name not in self.domains and f"table{table}" in self.model_fields_set:
+                    raise ValueError(f"`table{table}` names the domain {name!r}, which `domains` does not define")
+        both = [one for one in self.sources if any(self._same_data(one, other) for other in self.targets)]
         if both:
             raise ValueError(f"{', '.join(both)} cannot be in `sources` and in `targets`: the test items would leak")
         for name in [*self.systems, *self.settings]:
@@ -235,6 +239,12 @@ class Config(Strict):
                 f"`features` leave no room for ({', '.join(own)}): set `missing_image: zero` or `mask`"
             )
         return self
+
+    def _same_data(self, one: str, other: str) -> bool:
+        """Whether two names stand for the same events, of either edition."""
+        a, b = self.domains[one], self.domains[other]
+        own = a.interactions is not None and a.interactions == b.interactions
+        return one == other or own or (a.amazon is not None and a.amazon == b.amazon)
 
     @property
     def data_switches(self) -> dict[str, Any]:
@@ -530,7 +540,7 @@ def finetune_settings(config: Config, system: str, domain: str, seed: int) -> di
         and resolved.model == "mmm4rec"
         and config.preset == "released"
         and config.domains[domain.removesuffix(WITH_IMAGE)].amazon in RELEASED_STOP_ON_RECALL
-        and "stop_metric" not in config.settings.get(system, {}).get("finetune", {})
+        and "stop_metric" not in _overrides(config, system).get("finetune", {})
     ):
         stage["stop_metric"] = "recall@10"
     # no key where there is no such stage: runs of all other systems keep their params

@@ -42,7 +42,7 @@ def environment(modules: list[str], device: str) -> dict[str, Any]:
         "packages": {name: version for name in PACKAGES if (version := _version(name))},
         "cuda": torch.version.cuda if cuda else None,
         "device": torch.cuda.get_device_name() if cuda else _processor(),
-        "platform": platform.platform(),
+        "platform": f"{platform.system()} {platform.machine()}",
         "cpus": os.cpu_count(),
         "threads": torch.get_num_threads(),
     }

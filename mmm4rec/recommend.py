@@ -23,12 +23,14 @@ def recommend(run: Path, history: list[str], k: int, times: list[int] | None = N
         times: unix seconds of the history; without them a time-aware system takes its without-time form.
 
     Raises:
-        UserError: an item is unknown, times are not as many as items, or the run is not finished.
+        UserError: an item is unknown, times are not as many as items, the run is not finished, or its domain is gone.
     """
     if not (run / "config.json").exists():
         raise UserError(f"{run}: not a finished run (no config.json)")
     settings = read_json(run / "config.json")
     domain, features = Path(settings["domain_path"]), settings["features_path"]
+    if not (domain / "items.parquet").exists():
+        raise UserError(f"{domain / 'items.parquet'}: no such file; run this from the folder that {run} was made in")
     items: list[str] = pq.read_table(domain / "items.parquet", columns=["item"])["item"].to_pylist()
     known = {item: index for index, item in enumerate(items, start=1)}
     unknown = [item for item in history if item not in known]

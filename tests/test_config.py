@@ -118,6 +118,16 @@ def test_preset_sets_switches_and_own_choices_win():
         ({"targets": ["shoop"]}, "`targets` names the domain 'shoop', which `domains` does not define (shop, food)"),
         ({"sources": ["music"]}, "`sources` names the domain 'music'"),
         ({"sources": ["shop"]}, "shop cannot be in `sources` and in `targets`: the test items would leak"),
+        (
+            {"sources": ["again"], "domains": {"shop": {"amazon": "X"}, "again": {"amazon": "X", "edition": 2023}}},
+            "again cannot be in `sources` and in `targets`: the test items would leak",
+        ),
+        (
+            {"sources": ["again"], "domains": {key: {"interactions": "events.csv"} for key in ["shop", "again"]}},
+            "again cannot be in `sources` and in `targets`: the test items would leak",
+        ),
+        ({"table6": {"targets": ["shoop"]}}, "`table6` names the domain 'shoop', which `domains` does not define"),
+        ({"seeds": [-1]}, "seeds.0: Input should be greater than or equal to 0"),
         ({"systems": ["sasrek"]}, "unknown system 'sasrek'; known: pop, sasrec"),
         ({"settings": {"sasrek": {}}}, "unknown system 'sasrek'"),
         ({"fig2": {"domain": "shoop"}}, "`fig2` names the domain 'shoop', which `domains` does not define"),

@@ -53,6 +53,18 @@ def download(category: str, edition: Edition, kind: Kind, raw: Path, *, offline:
     return path
 
 
+def verify_raw(path: Path, category: str, edition: Edition, kind: Kind) -> None:
+    """Compare a raw file with the record made of it, or make the record: for files brought by hand as for fetched ones.
+
+    Raises:
+        UserError: the file is not there, or not the one that was recorded.
+    """
+    if not path.exists():
+        raise UserError(f"{path}: no such file; fetch it with `mmm4rec download`")
+    origin = source(category, edition, kind)
+    _verify(path, None, {"bytes": origin.bytes, "sha256": origin.sha256})
+
+
 def _by_hand(path: Path, urls: tuple[str, ...], reason: str) -> str:
     return f"{path}: cannot be downloaded ({reason}); fetch one of {' , '.join(urls)} by hand and save it as {path}"
 
@@ -73,7 +85,10 @@ def _verify(path: Path, url: str | None, known: dict[str, Any]) -> None:
                 )
     if recorded is None:
         fetched = datetime.datetime.now(datetime.UTC).date().isoformat()
-        write_json(record_path, {"url": url, **found, "fetched": fetched})
+        try:
+            write_json(record_path, {"url": url, **found, "fetched": fetched})
+        except PermissionError:
+            logger.warning("%s: no record of size and sum, for nothing may be written beside it", path)
 
 
 def _from_mirrors(urls: tuple[str, ...], path: Path) -> str:

@@ -17,6 +17,7 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
+import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -76,7 +77,7 @@ def fetch_images(
         offline: no request at all; pictures on disk are read.
 
     Raises:
-        UserError: ``items`` is no items.parquet.
+        UserError: ``items`` is no items.parquet, or no server at all could be reached.
     """
     out = Path(out)
     (out / "manifest.parquet").unlink(missing_ok=True)
@@ -104,7 +105,9 @@ def fetch_images(
                     flush()
         finally:
             flush()
-    write_parquet(out / "manifest.parquet", manifest := _manifest(out))
+    manifest = _manifest(out)
+    _check_network(out, manifest)
+    write_parquet(out / "manifest.parquet", manifest)
     counts = pl.Series(manifest["status"].to_pylist(), dtype=pl.String).value_counts(sort=True)
     there = (manifest["shard"].is_valid().to_numpy()).sum()
     logger.info(
@@ -141,13 +144,17 @@ def read_images(folder: Path) -> Iterator[tuple[int, bytes]]:
 
 
 def check_complete(folder: Path) -> None:
-    """Check that fetching has come to its end.
+    """Check that fetching has come to its end, and that what was fetched is there.
 
     Raises:
-        UserError: it has not.
+        UserError: it has not, or is not.
     """
-    if not (Path(folder) / "manifest.parquet").exists():
+    manifest = Path(folder) / "manifest.parquet"
+    if not manifest.exists():
         raise UserError(f"{folder}: no manifest.parquet; fetch the pictures to the end with `mmm4rec images` first")
+    shards = set(pq.read_table(manifest, columns=["shard"])["shard"].drop_null().to_pylist())
+    if gone := sorted(shards - set(map(_number, list_shards(folder)))):
+        raise UserError(f"{folder}: shard_{gone[0]:05d}.parquet is gone; run `mmm4rec images` again")
 
 
 # ------------------------------------------------------------------------------------------------ tables
@@ -175,7 +182,8 @@ def _resume(out: Path, wanted: pl.DataFrame, max_side: int) -> pl.Series:
         now = wanted.select("item", "url", now="item_id")
         known = known.join(now, on=["item", "url"], how="left", maintain_order="left")
         same_size = pq.read_schema(path).metadata[b"max_side"] == str(max_side).encode()
-        final = ~pl.col("status").is_in(TRANSIENT) & pl.lit(same_size)
+        # files on disk may have changed, and are quickly read
+        final = ~pl.col("status").is_in(TRANSIENT) & pl.lit(same_size) & pl.col("url").str.contains(r"^https?://")
         keep = known.select(pl.col("now").is_not_null() & final).to_series()
         if not keep.any():
             path.unlink()
@@ -199,6 +207,16 @@ def _manifest(out: Path) -> pa.Table:
             table = table.append_column(name, pa.array(values, place[name], mask=failed))
         parts.append(table)
     return pa.concat_tables(parts).sort_by("item_id")
+
+
+def _check_network(out: Path, manifest: pa.Table) -> None:
+    """Raise a ``UserError`` where there were requests and not one had an answer: a network that is down is no result."""
+    asked = [s for url, s in zip(*(manifest[c].to_pylist() for c in ("url", "status")), strict=True) if "://" in url]
+    if asked and set(asked) <= {"unreachable", "timeout"}:
+        raise UserError(
+            f"{out}: no answer to any of {len(asked)} requests; is there a network? The same command tries again; "
+            "`offline: true` goes on without these pictures"
+        )
 
 
 def _as_they_come(
@@ -316,7 +334,9 @@ def to_jpeg(data: bytes, max_side: int) -> bytes:
             image.load()
             if image.format == "JPEG" and image.mode == "RGB" and max(image.size) <= max_side:
                 return data
-            if image.has_transparency_data:
+            if image.mode in ("I", "F") or image.mode.startswith("I;"):  # more than 8 bits a channel
+                rgb = _eight_bits(image).convert("RGB")
+            elif image.has_transparency_data:
                 rgba = image.convert("RGBA")
                 rgb = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
             else:
@@ -331,3 +351,15 @@ def to_jpeg(data: bytes, max_side: int) -> bytes:
     buffer = io.BytesIO()
     rgb.save(buffer, "JPEG", quality=QUALITY)
     return buffer.getvalue()
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """A grey picture of 16 bits a channel; conversion to RGB would cut them off at 255, which is white.
+
+    Raises:
+        _NoPictureError: it has numbers whose range nobody knows.
+    """
+    values = np.asarray(image)
+    if values.dtype.kind == "f" or values.min() < 0 or values.max() >= 2**16:
+        raise _NoPictureError("not an image")
+    return Image.fromarray((values >> 8).astype(np.uint8))

@@ -296,7 +296,7 @@ def read_interactions(path: Path) -> RawEvents:
 
     def checked(frame: pl.DataFrame) -> pl.DataFrame:
         for column in ("user_id", "item_id", order):
-            _check_row(frame, frame[column].is_null(), path, column, "empty")
+            _check_row(frame, _is_empty(frame[column]), path, column, "empty")
         frame = frame.with_columns(
             *(_ids(frame[f"{name}_id"], path, are_integers()[f"{name}_id"]).alias(name) for name in ("user", "item")),
             *(_integers(frame, name, path) for name in ("timestamp", "position") if name in columns),
@@ -325,7 +325,12 @@ def read_items(path: Path) -> pl.DataFrame:
             frame = rows.collect()
         except pl.exceptions.PolarsError as error:
             raise UserError(_not_a_table(path, str(error).splitlines()[0])) from None
-    _check_row(frame, frame["item_id"].is_null(), path, "item_id", "empty")
+    _check_row(frame, _is_empty(frame["item_id"]), path, "item_id", "empty")
+    for name in frame.columns[1:]:
+        dtype = frame[name].dtype
+        inner = dtype.inner if isinstance(dtype, pl.List) and name != "text" else dtype
+        if inner not in (pl.String, pl.Categorical, pl.Enum, pl.Null):
+            raise UserError(f"{path}: `{name}` holds {dtype}; expected strings{' or lists of them' * (name != 'text')}")
     items = _ids(frame["item_id"], path, is_integer=False).cast(pl.String)
     _check_row(frame, ~items.is_first_distinct(), path, "item_id", "an item that stands above already")
     columns = _Columns()
@@ -361,6 +366,15 @@ def _not_a_table(path: Path, error: str) -> str:
     return f"{path}: cannot be read as {path.suffix[1:]}: {error}"
 
 
+def _is_empty(values: pl.Series) -> pl.Series:
+    """Which cells say nothing: null, NaN, or a string of no characters."""
+    if values.dtype.is_float():
+        return values.is_null() | values.is_nan()
+    if values.dtype == pl.String:
+        return values.is_null() | (values == "")
+    return values.is_null()
+
+
 def _row(frame: pl.DataFrame) -> list[str]:
     """The column that says which row of the file each is, if there is one."""
     return [name for name in frame.columns if name == "row"]
@@ -394,7 +408,8 @@ def _numbers(frame: pl.DataFrame, column: str, path: Path) -> pl.Series:
     if values.dtype.is_float():
         values = values.fill_nan(None)
     numbers = values.cast(pl.Float64, strict=False)
-    _check_row(frame, numbers.is_null() & values.is_not_null(), path, column, "not a number")
+    finite = numbers.is_finite().fill_null(False)
+    _check_row(frame, ~finite & values.is_not_null(), path, column, "not a number")
     return numbers
 
 

@@ -121,6 +121,8 @@ def prepare(
         )
 
     user_names, item_names, events = renumber(events, core.users, core.items)
+    if items is not None:
+        _check_known(described["item"], item_names.cast(pl.String), items)
     text_fields, is_amazon = settings["text_fields"], settings["amazon"] is not None
     write_parquet(out / "interactions.parquet", to_arrow(events, INTERACTIONS))
     write_parquet(out / "items.parquet", to_arrow(_describe(item_names, described, text_fields, is_amazon), ITEMS))
@@ -170,6 +172,18 @@ def _describe(item_names: pl.Series, described: pl.DataFrame, text_fields: Any, 
     text = pl.Series("text", built, pl.String)
     described = described.with_columns(pl.coalesce("text", text) if "text" in described.columns else text)
     return items.join(described, on="item", how="left", maintain_order="left")
+
+
+def _check_known(described: pl.Series, names: pl.Series, items: Path) -> None:
+    """Say how many items of the domain have a row in the user's own file; none is an error."""
+    known = int(names.is_in(described.implode()).sum())
+    if not known:
+        raise UserError(
+            f"{items}: none of the domain's {len(names)} items has a row here; are ids written alike? The events have "
+            f"{names[0]!r}, this file {described[0] if len(described) else 'no item'!r}"
+        )
+    level = logging.WARNING if 2 * known < len(names) else logging.INFO
+    logger.log(level, "%s: %d of %d items have a row", items, known, len(names))
 
 
 def to_arrow(frame: pl.DataFrame, schema: pa.Schema) -> pa.Table:

@@ -12,6 +12,7 @@ import yaml
 
 Edition = Literal[2018, 2023]
 Kind = Literal["ratings", "metadata"]
+DEMO = "Demo_"  # begins the names of invented categories
 
 
 @dataclass(frozen=True)

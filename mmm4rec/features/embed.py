@@ -29,6 +29,7 @@ from rich.progress import Progress
 from torch import Tensor
 
 from mmm4rec.data.images import check_complete, list_shards, read_shard
+from mmm4rec.errors import UserError
 from mmm4rec.features.encoder import SIDE, Encoder, load_encoder
 from mmm4rec.features.store import check_missing, read_table, write_features
 from mmm4rec.io import atomic, read_json, write_json
@@ -79,6 +80,7 @@ def embed(
     """
     items = read_table(Path(domain) / "items.parquet", ["item_id", "item", "text"])
     check_complete(images)
+    _check_numbers(Path(images), items)
     model = load_encoder(encoder, resolve_device(device), settings["precision"])
     inputs = [Path(domain) / "items.parquet", Path(images) / "manifest.parquet", Path(encoder) / "encoder.json"]
     key = {"settings": settings, "inputs": [hashlib.sha256(path.read_bytes()).hexdigest() for path in inputs]}
@@ -102,6 +104,14 @@ def embed(
     )
     if state is not None:
         shutil.rmtree(state)
+
+
+def _check_numbers(images: Path, items: pa.Table) -> None:
+    """Raise a ``UserError`` where the pictures are those of another numbering of the items."""
+    pictures = read_table(images / "manifest.parquet", ["item_id", "item"])
+    number = pictures["item_id"].to_numpy() - 1
+    if number.max(initial=-1) >= len(items) or items["item"].take(number).to_pylist() != pictures["item"].to_pylist():
+        raise UserError(f"{images}: pictures of other items than the domain has now; run `mmm4rec images` again")
 
 
 def _same_work(state: Path, key: dict[str, Any]) -> None:

@@ -85,6 +85,9 @@ def _is_there(folder: Path, source: str) -> bool:
 def _copy(place: Path, folder: Path) -> None:
     if lacking := _lacking(place):
         raise UserError(f"encoder.source: {place} lacks {', '.join(lacking)}; all of {', '.join(REQUIRED)} are needed")
+    for name in OPTIONAL:  # another encoder's, which would be taken for this one's
+        if not (place / name).is_file():
+            (folder / name).unlink(missing_ok=True)
     for name in _files(place):
         if not (folder / name).exists() or not (folder / name).samefile(place / name):
             with atomic(folder / name) as part:

@@ -31,7 +31,7 @@ from mmm4rec.config import (
     truncation_settings,
     truncations,
 )
-from mmm4rec.data.registry import raw_path
+from mmm4rec.data.registry import DEMO, raw_path
 from mmm4rec.io import read_json
 
 #: what a run's config.json holds besides its settings
@@ -113,8 +113,8 @@ class _Jobs:
     def _raw(self, path: Path) -> Job | None:
         """A raw file; None where it is a file that the user brought."""
         category = self.raw[path][0]
-        if category.startswith("Demo_"):
-            return self._job("demo", [p for p, (name, _, _) in self.raw.items() if name.startswith("Demo_")])
+        if category.startswith(DEMO):
+            return self._job("demo", [p for p, (name, _, _) in self.raw.items() if name.startswith(DEMO)])
         return self._job("download", [path])
 
     def _prepared(self, domain: str) -> Job:

@@ -64,7 +64,7 @@ def finetune(
     events = events.to(where)
     time_aware = "time" in reads
     ranking = {"time": time_aware, "mask_seen": settings["mask_seen"]}
-    timed = time_aware and catalogue.has_time and settings["settings"].get("use_time") != "off"
+    timed = time_aware and bool(getattr(system, "timed", catalogue.has_time))
     if time_aware and not timed:
         log.info("time: off; the domain has no timestamps, or the settings leave them out")
     valid_rows, test_rows = events.valid_rows(), events.test_rows()
@@ -87,6 +87,7 @@ def finetune(
                 whole_catalogue=True,
                 precision=settings["precision"],
                 state_dir=state and state / folder,
+                made_for=[settings["version"], settings["mask_seen"]],
                 on_epoch=write,
                 **options,
             )

@@ -102,6 +102,7 @@ def train(
     precision: str = "32-true",
     validate: Callable[[], dict[str, float]] | None = None,
     state_dir: Path | None = None,
+    made_for: Sequence[object] = (),
     on_epoch: Callable[[int, dict[str, float]], None] | None = None,
     save_seconds: float = SAVE_SECONDS,
 ) -> History:
@@ -124,6 +125,7 @@ def train(
         precision: ``32-true`` or ``bf16-mixed``.
         validate: metrics of the system as it is; None: no early stopping.
         state_dir: folder that keeps the state of an unfinished training.
+        made_for: what else must be the same for that state to be gone on from (versions, say), as plain values.
         on_epoch: called with every finished epoch's number and row.
         save_seconds: write the state at most this often, and at the end; within epochs if there is but one process.
 
@@ -141,15 +143,18 @@ def train(
     made_with = {
         "stage": stage.model_dump(exclude={"epochs"}),
         "settings": system.settings.model_dump(),
-        "run": [seed, precision],
+        "run": [seed, precision, *made_for],
         "start": _fingerprint(*system.parameters(), *system.buffers()),
         "data": _fingerprint(targets, events.items, *([] if events.times is None else [events.times])),
     }
     if saved and saved.exists():
-        state = torch.load(saved, weights_only=True, map_location=device)
-        if state["made_with"] == made_with:
+        state = torch.load(saved, weights_only=True, map_location="cpu")
+        if len(state["history"]["epochs"]) > stage.epochs:
+            log.warning("%s is of more than %d epochs: starting anew", saved, stage.epochs)
+        elif state["made_with"] == made_with:
             system.load_state_dict(state["weights"])
             optimizer.load_state_dict(state["optimizer"])
+            _keep_scalars_at_hand(optimizer)
             history, best_weights, within = History(**state["history"]), state["best_weights"], state.get("within")
             further = f" and {within['steps']} steps" if within else ""
             log.info("resumed after epoch %d%s from %s", len(history.epochs), further, saved)
@@ -177,13 +182,14 @@ def train(
         while len(history.epochs) < stage.epochs and not history.finished:
             epoch = len(history.epochs) + 1
             system.train()
+            started = time.perf_counter()
             if within:
                 _set_random_state(within["random"], device)
+                started -= within["seconds"]
             else:
                 torch.manual_seed(epoch_seed(seed, epoch))
                 system.start_epoch(epoch)
-                within = {"steps": 0, "loss": 0.0, "seconds": 0.0}
-            started = time.perf_counter() - within["seconds"]
+                within = {"steps": 0, "loss": 0.0}
             divide_rows(system, epoch_seed(seed, epoch))
             total = torch.tensor(within["loss"], device=device, dtype=torch.float64)
             for step, batches in enumerate(_steps(targets, stage, seed, epoch), start=1):
@@ -237,6 +243,13 @@ def make_optimizer(system: System, stage: StageSettings) -> torch.optim.Optimize
     return OPTIMIZERS[stage.optimizer](trained, lr=stage.learning_rate, weight_decay=stage.weight_decay)
 
 
+def _keep_scalars_at_hand(optimizer: torch.optim.Optimizer) -> None:
+    """Loading a state moves NAdam's product of momenta to the weights' device, where each step would wait for it."""
+    for state in optimizer.state.values():
+        if "mu_product" in state:
+            state["mu_product"] = state["mu_product"].cpu()
+
+
 def _random_state(device: torch.device) -> list[Tensor]:
     """Where the generators that training draws from are: the CPU's, and the device's."""
     return [torch.get_rng_state()] + ([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])
@@ -284,7 +297,7 @@ def train_step(
         cut = [_renumber(rows, ids) for rows in cut]
     with autocast(device, precision):
         tables = system.item_tables(ids)
-    leaves = tuple(t.detach().requires_grad_(t.requires_grad) for t in tables)
+    leaves = tuple(_leaf(t) for t in tables)
     total = torch.zeros((), device=device, dtype=torch.float64)
     for rows in cut:
         with autocast(device, precision):
@@ -293,7 +306,7 @@ def train_step(
         total += value.detach() * len(rows.lengths)
     reached = [(t, leaf.grad) for t, leaf in zip(tables, leaves, strict=True) if leaf.grad is not None]
     if reached:
-        torch.autograd.backward([t for t, _ in reached], [g for _, g in reached])
+        torch.autograd.backward([t for t, _ in reached], [g.to(t.dtype) for t, g in reached])
     trained = [p for group in optimizer.param_groups for p in group["params"]]
     average_gradients(trained)
     if max_grad_norm is not None:
@@ -301,6 +314,14 @@ def train_step(
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return total
+
+
+def _leaf(table: Tensor) -> Tensor:
+    """A table that gradients of all batches are summed in: in float32 at least, whatever it was computed in."""
+    leaf = table.detach()
+    if leaf.is_floating_point():
+        leaf = leaf.to(torch.promote_types(leaf.dtype, torch.float32))
+    return leaf.requires_grad_(table.requires_grad)
 
 
 def _renumber(rows: Rows, ids: Tensor) -> Rows:

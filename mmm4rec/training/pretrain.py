@@ -63,6 +63,7 @@ def pretrain(
                 whole_catalogue=False,
                 precision=settings["precision"],
                 state_dir=state,
+                made_for=settings["version"],
                 on_epoch=write,
             )
         metrics = {"rows": len(events.all_rows()), "users": len(events.users)}

@@ -8,8 +8,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from mmm4rec.data import download as module
-from mmm4rec.data.download import download
-from mmm4rec.data.registry import Source
+from mmm4rec.data.download import download, verify_raw
+from mmm4rec.data.registry import Source, raw_path
 from mmm4rec.errors import UserError
 
 CONTENT = bytes(range(256)) * 40  # 10,240 bytes
@@ -156,6 +156,18 @@ def test_a_changed_file_is_noticed(server, tmp_path):
     path.write_bytes(CONTENT[:-1] + b"?")
     with pytest.raises(UserError, match=r"sha256 is .*Toys\.csv\.json says"):
         download(*ARGS, tmp_path, offline=False)
+
+
+def test_a_file_brought_by_hand_is_recorded_and_verified(tmp_path):
+    path = raw_path(tmp_path, *ARGS)
+    with pytest.raises(UserError, match="no such file; fetch it with `mmm4rec download`"):
+        verify_raw(path, *ARGS)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(CONTENT)
+    verify_raw(path, *ARGS)
+    path.write_bytes(CONTENT[:-1])  # cut
+    with pytest.raises(UserError, match=r"bytes is .*\.json says"):
+        verify_raw(path, *ARGS)
 
 
 def test_the_registry_knows_the_sum(server, tmp_path):

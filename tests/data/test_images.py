@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -174,13 +175,13 @@ images.fetch_images(Path({str(items)!r}), Path({str(out)!r}), **{arguments!r})
     assert sorted(path.name for path in out.glob("*.parquet")) == ["shard_00000.parquet", "shard_00001.parquet"]
     with pytest.raises(UserError, match=r"no manifest\.parquet"):
         next(read_images(out))
-    finished = {path for path in server.requests if path < "/08"}
+    finished = {name for path in out.glob("shard_*") for name in pq.read_table(path)["item"].to_pylist()}
     assert len(finished) == 8
 
     server.answers["/09"] = jpeg()
     server.requests.clear()
     fetch_images(items, out, **SETTINGS)
-    assert server.requests == {"/08": 1, "/09": 1, "/10": 1, "/11": 1}
+    assert server.requests == {f"/{name}": 1 for name in names if name not in finished}
     assert [item_id for item_id, _ in read_images(out)] == [1, *range(3, 13)]
     assert statuses(out)["01"] == "http 404"
 
@@ -220,6 +221,24 @@ def test_offline_reads_files_and_requests_nothing(server, tmp_path):
     assert not server.requests
     fetch_images(items, tmp_path / "out", **SETTINGS)
     assert statuses(tmp_path / "out") == {"a": "ok", "b": "ok"}
+
+
+def test_a_file_on_disk_is_read_again(tmp_path):
+    picture = tmp_path / "b.jpg"
+    items = write_items(tmp_path / "items.parquet", {"b": str(picture)})
+    for colour in ("blue", "red"):
+        picture.write_bytes(jpeg(colour))
+        fetch_images(items, tmp_path / "out", **SETTINGS)
+        assert [data for _, data in read_images(tmp_path / "out")] == [picture.read_bytes()]
+
+
+def test_a_network_that_is_down_is_no_result(tmp_path):
+    items = write_items(tmp_path / "items.parquet", {"a": "http://127.0.0.1:9/a", "b": "http://127.0.0.1:9/b"})
+    with pytest.raises(UserError, match="no answer to any of 2 requests; is there a network"):
+        fetch_images(items, tmp_path / "out", **SETTINGS)
+    assert not (tmp_path / "out" / "manifest.parquet").exists()
+    fetch_images(items, tmp_path / "out", **{**SETTINGS, "offline": True})
+    assert statuses(tmp_path / "out") == {"a": "offline", "b": "offline"}
 
 
 def test_no_item_has_an_image(tmp_path):
@@ -269,13 +288,20 @@ def rgba(colour, size=(40, 20)):
         (encoded(Image.new("L", (40, 20), 100)), (40, 20), (100, 100, 100)),
         (encoded(Image.new("CMYK", (40, 20), (0, 255, 255, 0))), (40, 20), (254, 0, 0)),
         (encoded(Image.new("RGB", (40, 20), "white"), "WEBP"), (40, 20), (255, 255, 255)),
+        (encoded(Image.fromarray(np.full((20, 40), 100 << 8, np.uint16)), "PNG"), (40, 20), (100, 100, 100)),
+        (encoded(Image.fromarray(np.full((20, 40), 100 << 8, np.int32)), "TIFF"), (40, 20), (100, 100, 100)),
     ],
-    ids=["large", "transparent", "half transparent", "palette", "grey", "cmyk", "webp"],
+    ids=["large", "transparent", "half transparent", "palette", "grey", "cmyk", "webp", "16 bits", "32 bits"],
 )
 def test_anything_else_becomes_an_rgb_jpeg(data, size, colour):
     image = opened(to_jpeg(data, 64))
     assert (image.format, image.mode, image.size) == ("JPEG", "RGB", size)
     assert image.getpixel((10, 10)) == pytest.approx(colour, abs=2)
+
+
+def test_numbers_of_unknown_range_are_no_picture():
+    with pytest.raises(images._NoPictureError, match="not an image"):
+        to_jpeg(encoded(Image.fromarray(np.full((20, 40), 0.5, np.float32)), "TIFF"), 64)
 
 
 def test_a_bomb_is_not_unpacked(monkeypatch):

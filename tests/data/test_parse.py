@@ -173,6 +173,8 @@ def test_own_timestamps_may_be_missing_beside_positions(tmp_path):
         ("user_id,item_id,timestamp\n1,1,1\n1,1,\n", "row 2 below the header: `timestamp` is empty"),
         ("user_id,item_id,timestamp\n1,1,1\n1,1,x\n", "row 2 below the header: `timestamp` is not a number"),
         ("user_id,item_id,position\n1,1,1\n1,1,x\n", "row 2 below the header: `position` is not a number"),
+        ("user_id,item_id,position\n1,1,1\n1,1,nan\n", "row 2 below the header: `position` is not a number"),
+        ("user_id,item_id,timestamp\n1,1,inf\n", "row 1 below the header: `timestamp` is not a number"),
         ("user_id,item_id,timestamp,rating\n1,1,1,good\n", "row 1 below the header: `rating` is not a number"),
         ("user_id,item_id,timestamp\n1,1,1600000000000\n", "milliseconds"),
         ("user_id,item_id,timestamp\n1,1,1,1\n", "cannot be read as csv"),
@@ -195,6 +197,32 @@ def test_mistakes_in_own_parquet(tmp_path):
     pl.DataFrame({"user_id": [1.0], "item_id": [1], "position": [0]}).write_parquet(tmp_path / "e.parquet")
     with pytest.raises(UserError, match="`user_id` holds Float64; ids are integers or strings"):
         read_interactions(tmp_path / "e.parquet").whole()
+
+
+@pytest.mark.parametrize("order", ["timestamp", "position"])
+def test_an_empty_cell_of_own_parquet_is_no_event(tmp_path, order):
+    """NaN once became the first event of all, and an empty string an item."""
+    path = tmp_path / "e.parquet"
+    whole = {"user_id": ["a", "a", "b"], "item_id": ["x", "y", "z"], order: [0.0, 1.0, 2.0]}
+    for column, cell in ((order, float("nan")), ("item_id", ""), ("user_id", "")):
+        pl.DataFrame(whole | {column: [*whole[column][:2], cell]}).write_parquet(path)
+        with pytest.raises(UserError, match=f"row 3 below the header: `{column}` is empty"):
+            read_interactions(path).whole()
+    pl.DataFrame(whole | {order: [0.0, float("inf"), 1.0]}).write_parquet(path)
+    with pytest.raises(UserError, match=f"row 2 below the header: `{order}` is not a number"):
+        read_interactions(path).whole()
+
+
+def test_mistakes_in_own_items(tmp_path):
+    for column, cell, message in (
+        ("text", ["a"], r"`text` holds List\(String\); expected strings"),
+        ("title", 7, "`title` holds Int64; expected strings or lists of them"),
+        ("image", b"JPEG", "`image` holds Binary; expected strings"),
+        ("item_id", "", "row 1 below the header: `item_id` is empty"),
+    ):
+        pl.DataFrame({"item_id": ["1"]} | {column: [cell]}).write_parquet(tmp_path / "i.parquet")
+        with pytest.raises(UserError, match=message):
+            read_items(tmp_path / "i.parquet")
 
 
 def test_own_items(tmp_path):

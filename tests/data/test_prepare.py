@@ -136,6 +136,17 @@ def test_own_items_are_no_filter(tmp_path):
     ]
 
 
+def test_own_items_that_the_events_do_not_know(tmp_path, caplog):
+    """Ids are written otherwise in all of them, or in most: an error, and a warning."""
+    events = own(tmp_path, user_id=[1, 1, 1], item_id=["1", "2", "3"], position=[0, 1, 2])
+    items = own(tmp_path, "items", item_id=["01", "02"], title=["One", "Two"])
+    with pytest.raises(UserError, match=r"none of the domain's 3 items has a row here.* have '1', this file '01'"):
+        prepare(SETTINGS, tmp_path / "out", interactions=events, items=items)
+    items = own(tmp_path, "items", item_id=["1", "02"], title=["One", "Two"])
+    prepare(SETTINGS, tmp_path / "out", interactions=events, items=items)
+    assert [r.levelname for r in caplog.records if "1 of 3 items have a row" in r.message] == ["WARNING"]
+
+
 def test_the_released_reading_falls_back_to_the_asin(tmp_path):
     settings = AMAZON | {"text_fields": "title_brand_description"}
     prepare(settings, tmp_path / "out", **amazon(tmp_path, [("B1", "u", 1.0, 1)], [{"asin": "B1", "title": ""}]))

@@ -160,6 +160,13 @@ def test_what_stops_a_run(make, run, tmp_path):
     domain, images = make()
     with pytest.raises(UserError, match="2 of 7 items have no text features, item i2 first"):
         run(domain, images, missing_features="error")
+    table = pq.read_table(domain / "items.parquet")
+    pq.write_table(table.set_column(1, "item", [table["item"].to_pylist()[::-1]]), domain / "items.parquet")
+    with pytest.raises(UserError, match="pictures of other items than the domain has now"):
+        run(domain, images)
+    (images / "shard_00001.parquet").unlink()
+    with pytest.raises(UserError, match=r"shard_00001\.parquet is gone; run `mmm4rec images` again"):
+        run(domain, images)
     (images / "manifest.parquet").unlink()
     with pytest.raises(UserError, match=r"no manifest\.parquet"):
         run(domain, images)

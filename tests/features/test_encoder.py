@@ -10,7 +10,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from mmm4rec.errors import UserError
-from mmm4rec.features.encoder import REQUIRED, WEIGHTS, fetch_encoder, load_encoder, write_tiny_encoder
+from mmm4rec.features.encoder import OPTIONAL, REQUIRED, WEIGHTS, fetch_encoder, load_encoder, write_tiny_encoder
 
 # ------------------------------------------------------------------------------------------------ the forward pass
 
@@ -181,6 +181,17 @@ def test_a_local_folder_is_copied_or_taken_as_it_is(tiny, tmp_path):
     (tmp_path / "copy" / "encoder.json").unlink()
     fetch_encoder(f"local-dir:{tmp_path / 'copy'}", tmp_path / "copy", offline=True)
     assert (tmp_path / "copy" / "encoder.json").exists()
+
+
+def test_another_encoder_in_the_same_folder_leaves_nothing_of_the_first(tiny, tmp_path):
+    rich = tmp_path / "rich"
+    shutil.copytree(tiny, rich)
+    (rich / OPTIONAL[0]).write_text("the first one's")
+    for source in (rich, tiny):
+        fetch_encoder(f"local-dir:{source}", tmp_path / "encoder", offline=True)
+    assert not (tmp_path / "encoder" / OPTIONAL[0]).exists()
+    record = json.loads((tmp_path / "encoder" / "encoder.json").read_text())
+    assert list(record["sha256"]) == list(REQUIRED)
 
 
 def test_the_hub_offline_says_what_to_bring_by_hand(tiny, tmp_path, monkeypatch):

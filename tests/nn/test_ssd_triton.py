@@ -54,6 +54,15 @@ def inputs(
     return [v.to(DEVICE).requires_grad_() for v in values]
 
 
+@pytest.fixture(autouse=True)
+def exact():
+    """Training elsewhere in this process may have allowed TF32, which is coarser than these comparisons."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    yield
+    torch.set_float32_matmul_precision(before)
+
+
 def cast(values: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
     return [v.detach().to(dtype).requires_grad_() for v in values]
 
@@ -84,6 +93,13 @@ def test_it_equals_the_recurrence_and_the_quadratic_form(case) -> None:
     assert [v.dtype for v in (found[0], *found[1])] == [torch.float32] * (1 + len(values))
     assert_near(found, with_gradients(ssd_reference, cast(values, torch.float64)), 1e-5)
     assert_near(found, with_gradients(ssd_quadratic, values), 1e-5)
+
+
+def test_tf32_where_training_allows_it() -> None:
+    torch.set_float32_matmul_precision("high")
+    values = inputs(20, p=16, n=16)
+    assert ssd_triton._precision(values[0]) == "tf32"
+    assert_near(with_gradients(fused, values), with_gradients(ssd_reference, cast(values, torch.float64)), 0.01)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

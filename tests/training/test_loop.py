@@ -1,3 +1,4 @@
+import time
 from pathlib import Path
 
 import pytest
@@ -158,6 +159,43 @@ def test_a_run_killed_within_an_epoch_goes_on_from_its_last_step(events, tmp_pat
     assert begun == [1, 2, 3, 4]
     assert [row["loss"] for row in history.epochs] == [row["loss"] for row in expected.epochs]
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
+
+
+def test_state_of_more_epochs_is_not_gone_on_from(events, tmp_path: Path, caplog):
+    """Its best weights may be of an epoch that is not wanted now."""
+    plain, again = fresh(events), fresh(events)
+    run(plain, events, stage(epochs=2))
+    run(fresh(events), events, stage(epochs=4), state_dir=tmp_path, save_seconds=0.0)
+    assert len(run(again, events, stage(epochs=2), state_dir=tmp_path).epochs) == 2
+    assert "more than 2 epochs: starting anew" in caplog.text
+    assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), again.parameters(), strict=True))
+
+
+def test_state_of_another_version_is_not_gone_on_from(events, tmp_path: Path, caplog):
+    for version in (1, 2):
+        run(fresh(events), events, stage(epochs=1), state_dir=tmp_path, save_seconds=0.0, made_for=[version])
+    assert "starting anew" in caplog.text
+
+
+def test_what_an_epoch_begins_with_is_part_of_its_time(events, monkeypatch):
+    monkeypatch.setattr(type(fresh(events)), "start_epoch", lambda system, epoch: time.sleep(0.2))
+    assert run(fresh(events), events, stage(epochs=1)).epochs[0]["seconds"] > 0.2
+
+
+def test_gradients_of_all_batches_are_summed_in_float32(events):
+    """In mixed precision a table may be of half precision, whose sums lose the small ones."""
+    seen = []
+
+    def loss(system, tables, rows, batch_size):
+        seen.extend(table.dtype for table in tables)
+        return row_mean(system, tables, rows, batch_size)
+
+    system = fresh(events)
+    halves = system.item_tables
+    system.item_tables = lambda ids=None: tuple(table.bfloat16() for table in halves(ids))
+    train(system, events, events.train_rows(), stage(epochs=1), loss, seed=5, time_aware=False, whole_catalogue=True)
+    assert set(seen) == {torch.float32}
+    assert not torch.equal(system.item.weight, fresh(events).item.weight)
 
 
 def test_state_of_other_settings_is_not_gone_on_from(events, tmp_path: Path):

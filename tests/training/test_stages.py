@@ -101,7 +101,7 @@ def pretrained(config, make_domain, tmp_path):
 
 def test_transfer_carries_everything_but_ids(config, shop, pretrained, tmp_path):
     given = features(tmp_path / "shop.parquet", shop, seed=3)
-    assert not any("bias_table" in name for name in read_weights(pretrained))
+    assert not any(name.startswith("modality_bias.") for name in read_weights(pretrained))
     for system in ("mmm4rec", "mmm4rec_noid"):
         settings = finetune_settings(config, system, "shop", 1)
         assert settings["pretrained"]
@@ -213,6 +213,11 @@ def test_recommendations_in_the_users_own_ids(config, shop, tmp_path):
     assert [s for _, s in best] == sorted((s for _, s in best), reverse=True)
     with pytest.raises(UserError, match="unknown items in the history: nothing"):
         recommend(tmp_path / "run", ["item-1", "nothing"], 5)
+    (shop / "items.parquet").rename(shop / "gone.parquet")
+    with pytest.raises(
+        UserError, match=r"items\.parquet: no such file; run this from the folder that .*run was made in"
+    ):
+        recommend(tmp_path / "run", ["item-1"], 5)
 
 
 def test_recommendations_of_a_time_aware_system(config, make_domain, tmp_path):

@@ -33,7 +33,7 @@ from mmm4rec.config import (
     uses_gpu,
     with_image_settings,
 )
-from mmm4rec.data.registry import raw_path
+from mmm4rec.data.registry import DEMO, raw_path
 from mmm4rec.errors import UserError
 from mmm4rec.versions import VERSIONS
 
@@ -62,7 +62,7 @@ PREPARED = "|".join(map(re.escape, [*CONFIG.domains, *(name + WITH_IMAGE for nam
 
 # path of a raw file: (category, edition, kind)
 RAW_FILES = {str(path): about for path, about in raw_files(CONFIG).items()}
-DEMO_FILES = [path for path, (category, _, _) in RAW_FILES.items() if category.startswith("Demo_")]
+DEMO_FILES = [path for path, (category, _, _) in RAW_FILES.items() if category.startswith(DEMO)]
 # A file that is there is a source like any other: it causes no request, and nothing ever removes or replaces it.
 MISSING_FILES = [path for path in RAW_FILES if path not in DEMO_FILES and not Path(path).exists()]
 
@@ -120,6 +120,13 @@ def prepare_inputs(wildcards):
     else:
         files = {"interactions": spec.interactions, "items_": spec.items}  # `items` is Snakemake's own
     return {name: str(path) for name, path in files.items() if path}
+
+
+def encoder_files(wildcards):
+    """Files of an encoder on disk: other weights in the same place are another encoder."""
+    kind, _, place = CONFIG.encoder.source.partition(":")
+    files = sorted(Path(place).iterdir()) if kind == "local-dir" and Path(place).is_dir() else []
+    return [str(path) for path in files if path.is_file() and path.name != "encoder.json"]
 
 
 def own_features(wildcards):

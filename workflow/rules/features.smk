@@ -1,5 +1,7 @@
 # The record is kept until the new one is there: without it, files of another source would pass for brought by hand.
 rule encoder:
+    input:
+        encoder_files,
     output:
         record=update("<encoder>/encoder.json"),
     log:
