@@ -581,6 +581,9 @@ def result_settings(config: Config) -> dict[str, Any]:
         mode="json", exclude={**dict.fromkeys(without, True), "images": images, "encoder": encoder}
     )
     used = {*config.sources, *config.targets, config.fig2.domain}
+    for table in ("table4", "table6"):
+        if (chosen := values[table]["targets"]) is not None:
+            values[table]["targets"] = [name for name in chosen if name in used]
     return values | {"domains": {name: value for name, value in values["domains"].items() if name in used}}
 
 

@@ -418,6 +418,7 @@ def test_what_changes_no_output_is_in_no_step_s_settings(device, devices, offlin
     assert finetune_settings(config, "sasrec", "shop", 1) == finetune_settings(plain, "sasrec", "shop", 1)
     assert result_settings(config) == result_settings(plain)
     assert result_settings(parse_config(values(sources=["food"], mask_seen=True))) != result_settings(plain)
+    assert result_settings(parse_config(result_settings(plain))) == result_settings(plain)
 
 
 def test_pretraining_is_shared_by_the_configured_devices_where_it_can_be():
