@@ -14,7 +14,7 @@ import urllib3
 from requests.adapters import HTTPAdapter
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-from mmm4rec.data.registry import Edition, Kind, raw_path, source
+from mmm4rec.data.registry import Edition, Kind, Source, raw_path, source
 from mmm4rec.errors import UserError
 from mmm4rec.io import atomic, read_json, write_json
 
@@ -49,7 +49,7 @@ def download(category: str, edition: Edition, kind: Kind, raw: Path, *, offline:
             raise UserError(_by_hand(path, origin.urls, "`offline: true` and the file is not there"))
         url = _from_mirrors(origin.urls, path)
         logger.info("%s: fetched from %s (licence: %s)", path, url, origin.licence)
-    _verify(path, url, {"bytes": origin.bytes, "sha256": origin.sha256})
+    _verify(path, url, origin)
     return path
 
 
@@ -61,27 +61,27 @@ def verify_raw(path: Path, category: str, edition: Edition, kind: Kind) -> None:
     """
     if not path.exists():
         raise UserError(f"{path}: no such file; fetch it with `mmm4rec download`")
-    origin = source(category, edition, kind)
-    _verify(path, None, {"bytes": origin.bytes, "sha256": origin.sha256})
+    _verify(path, None, source(category, edition, kind))
 
 
 def _by_hand(path: Path, urls: tuple[str, ...], reason: str) -> str:
     return f"{path}: cannot be downloaded ({reason}); fetch one of {' , '.join(urls)} by hand and save it as {path}"
 
 
-def _verify(path: Path, url: str | None, known: dict[str, Any]) -> None:
+def _verify(path: Path, url: str | None, origin: Source) -> None:
     """Compare a file with the record made of it earlier and with the registry; make the record if there is none."""
     record_path = path.with_name(f"{path.name}.json")
     with path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     found = {"bytes": path.stat().st_size, "sha256": sha256}
     recorded = read_json(record_path) if record_path.exists() else None
-    for origin, expected in ((record_path, recorded or {}), ("registry.yaml", known)):
+    registered = {"bytes": origin.bytes, "sha256": origin.sha256}
+    for place, expected in ((record_path, recorded or {}), ("registry.yaml", registered)):
         for key, value in found.items():
             if expected.get(key) not in (None, value):
                 raise UserError(
-                    f"{path}: {key} is {value}, but {origin} says {expected[key]}; the file is damaged or another "
-                    f"version: remove it to fetch it again, or correct {origin} to accept it"
+                    f"{path}: {key} is {value}, but {place} says {expected[key]}; the file is damaged or another "
+                    f"version: remove it to fetch it again, or correct {place} to accept it"
                 )
     if recorded is None:
         fetched = datetime.datetime.now(datetime.UTC).date().isoformat()

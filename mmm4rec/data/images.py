@@ -44,6 +44,9 @@ RETRIED = (408, 425, 429, 500, 502, 503, 504)
 #: what may go better another time; everything else is final
 TRANSIENT = ("timeout", "unreachable", "offline", "no such file", *(f"http {code}" for code in RETRIED))
 
+#: addresses that are requested; all others are of files on disk
+REMOTE = pl.col("url").str.contains(r"(?i)^https?://")
+
 SCHEMA = pa.schema(
     [
         ("item_id", pa.int32()),
@@ -183,7 +186,7 @@ def _resume(out: Path, wanted: pl.DataFrame, max_side: int) -> pl.Series:
         known = known.join(now, on=["item", "url"], how="left", maintain_order="left")
         same_size = pq.read_schema(path).metadata[b"max_side"] == str(max_side).encode()
         # files on disk may have changed, and are quickly read
-        final = ~pl.col("status").is_in(TRANSIENT) & pl.lit(same_size) & pl.col("url").str.contains(r"^https?://")
+        final = ~pl.col("status").is_in(TRANSIENT) & pl.lit(same_size) & REMOTE
         keep = known.select(pl.col("now").is_not_null() & final).to_series()
         if not keep.any():
             path.unlink()
@@ -211,8 +214,8 @@ def _manifest(out: Path) -> pa.Table:
 
 def _check_network(out: Path, manifest: pa.Table) -> None:
     """Raise a ``UserError`` where there were requests and not one had an answer: a network that is down is no result."""
-    asked = [s for url, s in zip(*(manifest[c].to_pylist() for c in ("url", "status")), strict=True) if "://" in url]
-    if asked and set(asked) <= {"unreachable", "timeout"}:
+    asked = pl.DataFrame(manifest.select(["url", "status"])).filter(REMOTE)["status"]
+    if len(asked) and asked.is_in(["unreachable", "timeout"]).all():
         raise UserError(
             f"{out}: no answer to any of {len(asked)} requests; is there a network? The same command tries again; "
             "`offline: true` goes on without these pictures"

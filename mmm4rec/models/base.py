@@ -93,6 +93,8 @@ class System(nn.Module):
     """
 
     Settings: ClassVar[type[Settings]] = Settings
+    #: it uses times here: the domain has some, and the settings do not leave them out
+    timed: bool = False
     #: the time of the target is put into the row (a leak: MMM4Rec's preset `released` asks for it, TiM4Rec's defect)
     target_time_in_row: bool = False
     #: the sequence encoder needs rows of max_length positions (spectra over the padded length, say)

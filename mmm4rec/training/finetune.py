@@ -64,8 +64,7 @@ def finetune(
     events = events.to(where)
     time_aware = "time" in reads
     ranking = {"time": time_aware, "mask_seen": settings["mask_seen"]}
-    timed = time_aware and bool(getattr(system, "timed", catalogue.has_time))
-    if time_aware and not timed:
+    if time_aware and not system.timed:
         log.info("time: off; the domain has no timestamps, or the settings leave them out")
     valid_rows, test_rows = events.valid_rows(), events.test_rows()
     if not len(test_rows):
@@ -98,14 +97,14 @@ def finetune(
     history = stage(settings["stage"], _row_mean, validate=validate) if settings["stage"] else History()
     ranks = rank_targets(system, events, test_rows, **ranking).cpu()
     test = summarise(ranks)
-    metrics = {"test": test, "valid": validate(), "users": len(ranks), "time": timed}
+    metrics = {"test": test, "valid": validate(), "users": len(ranks), "time": system.timed}
     users = events.users[events.ranked].cpu()
     write_parquet(
         out / "ranks.parquet",
         pa.table({"user_id": pa.array(users.numpy(), pa.int32()), "rank": pa.array(ranks.numpy(), pa.int32())}),
     )
     inputs = {
-        "time": "on" if timed else "off",
+        "time": "on" if system.timed else "off",
         "domain_path": str(domain),
         "features_path": str(features) if features else None,
     }

@@ -74,7 +74,7 @@ def test_the_configuration_decides_its_hash(results, tmp_path):
 
 
 def test_runs_that_the_configuration_does_not_ask_for_are_named(results, tmp_path):
-    """A seed more, other settings, and another system; those that it asks for are not."""
+    """A seed more, and other settings; those that it asks for are not."""
     config = parse_config(CONFIG)
     wanted = {seed: finetune_settings(config, "sasrec", "scientific", seed) for seed in (1, 2, 3)}
     wanted[2]["settings"]["dropout"] = 0.9

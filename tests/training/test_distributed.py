@@ -50,7 +50,7 @@ def together(tmp_path_factory):
     folder = tmp_path_factory.mktemp("together")
     write_domain(folder / "domain", SEQUENCES, TIMES)
     torchrun(Path(__file__).with_name("train_together.py"), folder)
-    return folder / "domain", *(torch.load(folder / f"rank_{rank}.pt") for rank in (0, 1))
+    return folder / "domain", *(torch.load(folder / f"rank_{rank}.pt", weights_only=True) for rank in (0, 1))
 
 
 @pytest.mark.slow

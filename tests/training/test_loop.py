@@ -1,5 +1,5 @@
-import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,6 +8,7 @@ from mmm4rec.config import StageSettings
 from mmm4rec.errors import UserError
 from mmm4rec.models.base import Catalogue, build, length_chunks
 from mmm4rec.nn.losses import full_cross_entropy
+from mmm4rec.training import loop
 from mmm4rec.training.data import load_events
 from mmm4rec.training.loop import History, resolve_device, train
 
@@ -178,8 +179,10 @@ def test_state_of_another_version_is_not_gone_on_from(events, tmp_path: Path, ca
 
 
 def test_what_an_epoch_begins_with_is_part_of_its_time(events, monkeypatch):
-    monkeypatch.setattr(type(fresh(events)), "start_epoch", lambda system, epoch: time.sleep(0.2))
-    assert run(fresh(events), events, stage(epochs=1)).epochs[0]["seconds"] > 0.2
+    clock = [0.0]
+    monkeypatch.setattr(loop, "time", SimpleNamespace(perf_counter=lambda: clock[0], monotonic=lambda: 0.0))
+    monkeypatch.setattr(type(fresh(events)), "start_epoch", lambda system, epoch: clock.__setitem__(0, 100.0))
+    assert run(fresh(events), events, stage(epochs=1)).epochs[0]["seconds"] == 100.0
 
 
 def test_gradients_of_all_batches_are_summed_in_float32(events):
