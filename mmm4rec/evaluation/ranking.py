@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmm4rec.models.base import System, Tables
-from mmm4rec.training.data import Events
+from mmm4rec.training.data import Events, send
 
 ROWS_AT_ONCE = 16384  # rows whose user vectors are computed at a time
 #: users and items whose scores are held at a time: on a processor what its caches hold, on a GPU 128 MiB in float32
@@ -23,7 +23,7 @@ def rank_targets(
     Args:
         system: in any mode; it is ranked in evaluation mode.
         events: on the system's device.
-        targets: [R] int64 event indices; each row's history is what the user did before.
+        targets: [R] int64 event indices, wherever; each row's history is what the user did before.
         time: give the rows their times.
         mask_seen: items of the user's history are no candidates (the target always is).
 
@@ -37,18 +37,20 @@ def rank_targets(
     system.eval()
     tables = system.item_tables()
     extra = system.extra_candidates(tables)
-    ranks = torch.empty_like(targets)
+    targets = targets.cpu()
     # in the order of their items: a block of users then has its targets in few blocks of items
-    order = events.items[targets].argsort()
-    for part in _blocks(order, ROWS_AT_ONCE):
-        rows = events.batch(targets[part], system.max_length, time=time, target_time=system.target_time_in_row)
+    order = (events.on_host or events).items[targets].argsort()
+    ranks = []
+    for some in _blocks(targets[order], ROWS_AT_ONCE):
+        rows = events.batch(some, system.max_length, time=time, target_time=system.target_time_in_row)
         users = system.users(tables, rows)
-        some = (_blocks(v, USERS_AT_ONCE[targets.device.type]) for v in (part, users, rows.targets))
-        for where, vectors, items in zip(*some, strict=True):
-            seen = _seen(events, targets[where], items) if mask_seen else None
-            ranks[where] = _ranks(system, tables, extra, vectors, items, seen)
+        blocks = (_blocks(v, USERS_AT_ONCE[users.device.type]) for v in (some, users, rows.targets))
+        for few, vectors, items in zip(*blocks, strict=True):
+            seen = _seen(events, send(few, users.device), items) if mask_seen else None
+            ranks.append(_ranks(system, tables, extra, vectors, items, seen))
     system.train(was_training)
-    return ranks
+    ranked = torch.cat(ranks)
+    return torch.empty_like(ranked).index_copy_(0, order.to(ranked.device), ranked)
 
 
 def _blocks(values: Tensor, most: int) -> tuple[Tensor, ...]:

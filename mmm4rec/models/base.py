@@ -63,6 +63,8 @@ class Rows:
         times: [B, max_length] int64 unix seconds, 0 where padded or unknown; not trimmed, since time signals mix
             positions. None if the system does not read time or the domain has none.
         has_time: [B] bool, whether every event of the row has a timestamp; None with ``times``.
+        on_host: the lengths once more, in the host's memory, where nobody waits for the device to read them; None if
+            they are made on the device.
     """
 
     items: Tensor
@@ -70,6 +72,7 @@ class Rows:
     targets: Tensor
     times: Tensor | None = None
     has_time: Tensor | None = None
+    on_host: Tensor | None = None
 
     def select(self, index: slice | Tensor, length: int | None = None) -> "Rows":
         """Some of the rows, their items trimmed to ``length`` positions."""
@@ -79,7 +82,14 @@ class Rows:
             targets=self.targets[index],
             times=None if self.times is None else self.times[index],
             has_time=None if self.has_time is None else self.has_time[index],
+            on_host=self.on_host[index] if self.on_host is not None and isinstance(index, slice) else None,
         )
+
+    def split(self, size: int) -> list["Rows"]:
+        """Batches of ``size`` rows, one after the other, each trimmed to its longest row."""
+        lengths = self.lengths if self.on_host is None else self.on_host
+        parts = enumerate(lengths.split(size))
+        return [self.select(slice(i * size, (i + 1) * size), int(part.max())) for i, part in parts]
 
 
 Tables = tuple[Tensor, ...]
@@ -149,6 +159,8 @@ class System(nn.Module):
         """
         if self.fixed_length:
             return self.encode(tables, rows)
+        if rows.items.device.type != "cpu":  # which would be waited for there, to learn how many items are at hand
+            return by_length(partial(self.encode, tables), rows)
         # only the items at hand, so that no chunk's gradient is as large as the catalogue
         at_hand, items = nn.functional.pad(rows.items, (1, 0)).unique(return_inverse=True)
         few = tuple(table[at_hand] for table in tables)
@@ -159,13 +171,36 @@ class System(nn.Module):
         return users @ self.candidates(tables).T
 
     def finetune_loss(self, tables: Tables, rows: Rows) -> Tensor:
-        """Sum over the rows of the cross-entropy over the whole catalogue; the engine divides by the batch size."""
-        return full_cross_entropy(self.users(tables, rows), self.candidates(tables), rows.targets - 1, reduction="sum")
+        """Sum over the rows of a batch of the loss on a target; the engine divides by the batch size."""
+        return self.catalogue_loss(tables, self.users(tables, rows), rows.targets)
+
+    def catalogue_loss(self, tables: Tables, users: Tensor, targets: Tensor) -> Tensor:
+        """Sum over users [B, D] of the cross-entropy of their targets [B] over the whole catalogue."""
+        return full_cross_entropy(users, self.candidates(tables), targets - 1, reduction="sum")
 
     def pretrain_loss(self, tables: Tables, rows: Rows) -> Tensor:
-        """Mean over the batch of the cross-entropy over its targets; duplicates of a target are masked out."""
-        candidates = self.candidates(tables)[rows.targets - 1]
-        return in_batch_cross_entropy(self.users(tables, rows), candidates, rows.targets)
+        """Mean over the rows of a batch of the loss of pre-training."""
+        return self.in_batch_loss(tables, self.users(tables, rows), rows.targets)
+
+    def in_batch_loss(self, tables: Tables, users: Tensor, targets: Tensor) -> Tensor:
+        """Mean over users [B, D] of the cross-entropy over their targets [B]; duplicates of one are masked out."""
+        return in_batch_cross_entropy(users, self.candidates(tables)[targets - 1], targets)
+
+    def finetune_losses(self, tables: Tables, rows: Rows, size: int) -> Tensor:
+        """Sum over batches of ``size`` rows, of which ``rows`` consist, of each one's mean loss on a target."""
+        if type(self).finetune_loss is System.finetune_loss:  # users do not depend on the batch they are in
+            return self.finetune_loss(tables, rows) / size
+        losses = [self.finetune_loss(tables, batch) / size for batch in rows.split(size)]
+        return torch.stack(losses).sum()
+
+    def pretrain_losses(self, tables: Tables, rows: Rows, size: int) -> Tensor:
+        """Sum over batches of ``size`` rows, of which ``rows`` consist, of each one's loss of pre-training."""
+        if type(self).pretrain_loss is System.pretrain_loss:
+            batches = zip(self.users(tables, rows).split(size), rows.targets.split(size), strict=True)
+            losses = [self.in_batch_loss(tables, users, targets) for users, targets in batches]
+        else:  # it takes more of a batch than a vector a row
+            losses = [self.pretrain_loss(tables, batch) for batch in rows.split(size)]
+        return torch.stack(losses).sum()
 
     def start_epoch(self, epoch: int) -> None:
         """Called before each epoch (clusters to be redrawn, stages to be switched)."""
@@ -186,8 +221,9 @@ def by_length(encode: Callable[[Rows], Tensor], rows: Rows) -> Tensor:
 
     Every row's result is the same as in one piece; only padding is saved.
     """
-    lengths, device = rows.lengths, rows.lengths.device.type
-    order = torch.argsort(lengths, stable=True)
+    device = rows.lengths.device.type
+    lengths = rows.lengths if rows.on_host is None else rows.on_host
+    order = torch.argsort(rows.lengths, stable=True)
     parts, start = [], 0
     for end, length in length_chunks(lengths.bincount().tolist(), CHUNK_COST[device]):
         for piece in order[start:end].split(max(1, CHUNK_POSITIONS[device] // length)):

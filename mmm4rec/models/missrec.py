@@ -10,7 +10,6 @@ Shapes: B rows, L positions, N items, M items at hand, m modalities of the domai
 import logging
 import math
 from collections.abc import Iterable
-from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -204,7 +203,7 @@ class MISSRec(System):
         logits = without_duplicates(logits, rows.targets, s.duplicates)
         loss = F.cross_entropy(logits.float(), torch.arange(len(logits), device=logits.device))
         items, lengths = drop_items(rows.items, rows.lengths, s.view_drop_share)
-        views, views_alike = self.users_and_penalties(tables, replace(rows, items=items, lengths=lengths))
+        views, views_alike = self.users_and_penalties(tables, Rows(items, lengths, rows.targets))
         between = in_batch_cross_entropy(users / s.temperature, views, rows.targets, s.duplicates)
         return loss + s.view_weight * between + s.orthogonality * (alike.sum() + views_alike.sum())
 

@@ -240,16 +240,15 @@ class MMM4Rec(System):
 
     # -- training
 
-    def finetune_loss(self, tables: Tables, rows: Rows) -> Tensor:
-        """Sum over the rows of the cross-entropy over the catalogue (eq. 21), with the padding if it competes."""
+    def catalogue_loss(self, tables: Tables, users: Tensor, targets: Tensor) -> Tensor:
+        """Sum over the users of the cross-entropy over the catalogue (eq. 21), with the padding if it competes."""
         if not self.settings.pad_candidate:
-            return super().finetune_loss(tables, rows)
-        return full_cross_entropy(self.users(tables, rows), tables[2], rows.targets, reduction="sum")
+            return super().catalogue_loss(tables, users, targets)
+        return full_cross_entropy(users, tables[2], targets, reduction="sum")
 
-    def pretrain_loss(self, tables: Tables, rows: Rows) -> Tensor:
-        """Mean over the batch of the cross-entropy over its targets (eq. 20)."""
-        users = self.users(tables, rows)
-        return in_batch_cross_entropy(users, tables[2][rows.targets], rows.targets, self.settings.duplicates)
+    def in_batch_loss(self, tables: Tables, users: Tensor, targets: Tensor) -> Tensor:
+        """Mean over the users of the cross-entropy over the batch's targets (eq. 20)."""
+        return in_batch_cross_entropy(users, tables[2][targets], targets, self.settings.duplicates)
 
     def carried_over(self, name: str) -> bool:
         """Everything but the modality bias, which belongs to one catalogue's ids."""

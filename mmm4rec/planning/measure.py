@@ -128,7 +128,7 @@ class Subject:
         stage: one of ``stages``.
         how: the stage's settings; None: nothing is trained.
         events: on the device.
-        rows: [R] int64 event indices, the training rows of one optimiser step.
+        rows: [R] int64 event indices, the training rows of one optimiser step; on the host.
     """
 
     system: System
@@ -145,9 +145,8 @@ class Subject:
 
     def loss(self, system: System, tables: Tables, rows: Rows, batch_size: int) -> Tensor:
         """The stage's loss of a batch, as ``training.loop.Loss``."""
-        if self.stage in ("pretrain", "indomain"):
-            return system.pretrain_loss(tables, rows)
-        return system.finetune_loss(tables, rows) / batch_size
+        losses = system.pretrain_losses if self.stage in ("pretrain", "indomain") else system.finetune_losses
+        return losses(tables, rows, batch_size)
 
 
 def invent(key: str, stage: str, domain: str, device: torch.device, users: int = RANKED) -> Subject:
@@ -173,10 +172,8 @@ def invent(key: str, stage: str, domain: str, device: torch.device, users: int =
         _transfer(system, read_system(file.pretrained_as or key), catalogue)
     if stage == "finetune" and (file.pretrain or file.indomain):
         freeze(system)
-    events = events.to(device)
-    system.to(device)
     rows = events.all_rows() if pretraining else events.train_rows()
-    return Subject(system, file, stage, how, events, rows[:batch])
+    return Subject(system.to(device), file, stage, how, events.to(device), rows[:batch])
 
 
 def invented_events(n_items: int, mean_length: float, n_rows: int, users: int = RANKED, *, pretraining: bool) -> Events:

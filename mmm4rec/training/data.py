@@ -1,7 +1,8 @@
 """Events of a prepared domain on the training device, and batches cut from them.
 
 A training row is one event: the target. Its history is what the same user did before it. So rows are plain indices into
-the flat event arrays, and no prefix is ever copied.
+the flat event arrays, and no prefix is ever copied. What has to be known of a batch to plan it (how long its rows are,
+which items they hold) is looked up in the host's copy of the events, so that the host never waits for a GPU.
 """
 
 from collections.abc import Sequence
@@ -34,6 +35,7 @@ class Events:
         offsets: [U + 1] int64, where each user's events begin.
         users: [U] int64 user ids.
         n_items: size of the catalogue.
+        on_host: the same in the host's memory; None if they are there already.
     """
 
     items: Tensor
@@ -43,11 +45,13 @@ class Events:
     offsets: Tensor
     users: Tensor
     n_items: int
+    on_host: "Events | None" = None
 
     def to(self, device: torch.device) -> "Events":
-        """The same events on another device."""
+        """The same events, which are in the host's memory, on the training device too."""
+        assert self.on_host is None, "these events are on a device already"
         moved: dict[str, Any] = {k: v.to(device) for k, v in vars(self).items() if isinstance(v, Tensor)}
-        return replace(self, **moved)
+        return replace(self, on_host=self, **moved)
 
     @property
     def ranked(self) -> Tensor:
@@ -81,29 +85,52 @@ class Events:
         keep[held_out] = False
         return torch.bincount(self.items[keep], minlength=self.n_items + 1)
 
+    def lengths(self, targets: Tensor, max_length: int) -> Tensor:
+        """How many of the last ``max_length`` events before each of the ``targets`` [B] there are; all on the host."""
+        return (targets - (self.on_host or self).first[targets]).clamp(max=max_length)
+
+    def items_at_hand(self, targets: Tensor, max_length: int) -> Tensor:
+        """Items [M] of the rows that end before ``targets`` [B] and of the targets, each once, ascending; on the host.
+
+        A mark for every item takes a tenth of the time of a sort.
+        """
+        counts = self.lengths(targets, max_length) + 1
+        start = (targets + 1 - counts.cumsum(0)).repeat_interleave(counts)
+        marks = torch.zeros(self.n_items + 1, dtype=torch.bool)
+        marks[(self.on_host or self).items[start + torch.arange(len(start))]] = True
+        return marks.nonzero()[:, 0]
+
     def batch(self, targets: Tensor, max_length: int, *, time: bool = False, target_time: bool = False) -> Rows:
-        """Cut the rows that end before ``targets``.
+        """Cut the rows that end before ``targets``, without waiting for the device.
 
         Args:
-            targets: [B] int64 event indices.
+            targets: [B] int64 event indices, on the host.
             max_length: L; a row keeps the last L events before its target.
             time: give the rows their times.
             target_time: leave the target's time in the first padded position, a leak (``System.target_time_in_row``).
         """
-        lengths = (targets - self.first[targets]).clamp(max=max_length)
+        on_host = self.lengths(targets, max_length)
+        targets, lengths = (send(v, self.items.device) for v in (targets, on_host))
         start = targets - lengths
         span = torch.arange(max_length, device=targets.device)
         # the target itself stands at position `length`: reading so far never leaves the array
         index = torch.minimum(start[:, None] + span, targets[:, None])
         real = span < lengths[:, None]
-        width = int(lengths.max())
+        width = int(on_host.max())
         items = torch.where(real[:, :width], self.items[index[:, :width]], 0)
         times = has_time = None
         if time and self.times is not None and self.timed is not None:
             shown = span <= lengths[:, None] if target_time else real
             times = torch.where(shown, self.times[index], 0)
             has_time = (self.timed[index] | ~shown).all(dim=1)
-        return Rows(items, lengths, self.items[targets], times, has_time)
+        return Rows(items, lengths, self.items[targets], times, has_time, on_host)
+
+
+def send(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the host's, on the device: the host goes on before it has arrived."""
+    if device.type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
 
 
 def load_events(domains: Sequence[Path]) -> Events:

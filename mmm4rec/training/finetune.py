@@ -12,10 +12,10 @@ from mmm4rec.errors import UserError
 from mmm4rec.evaluation.metrics import summarise
 from mmm4rec.evaluation.ranking import rank_targets
 from mmm4rec.io import write_parquet
-from mmm4rec.models.base import Rows, System, Tables, build
+from mmm4rec.models.base import System, build
 from mmm4rec.training.data import load_catalogue, load_events
 from mmm4rec.training.distributed import require_one
-from mmm4rec.training.loop import History, Loss, batch_mean, resolve_device, train
+from mmm4rec.training.loop import History, Loss, resolve_device, train
 from mmm4rec.training.run import load_pretrained, remove_state, run_environment, write_run
 from mmm4rec.training.scalars import scalars
 
@@ -91,10 +91,10 @@ def finetune(
                 **options,
             )
 
-    indomain = stage(settings["indomain"], batch_mean, "indomain") if settings.get("indomain") else None
+    indomain = stage(settings["indomain"], System.pretrain_losses, "indomain") if settings.get("indomain") else None
     if pretrained or indomain:
         freeze(system)
-    history = stage(settings["stage"], _row_mean, validate=validate) if settings["stage"] else History()
+    history = stage(settings["stage"], System.finetune_losses, validate=validate) if settings["stage"] else History()
     ranks = rank_targets(system, events, test_rows, **ranking).cpu()
     test = summarise(ranks)
     metrics = {"test": test, "valid": validate(), "users": len(ranks), "time": system.timed}
@@ -119,7 +119,3 @@ def freeze(system: System) -> None:
     for name, parameter in system.named_parameters():
         if prefixes and name.startswith(prefixes):
             parameter.requires_grad_(False)
-
-
-def _row_mean(system: System, tables: Tables, rows: Rows, batch_size: int) -> torch.Tensor:
-    return system.finetune_loss(tables, rows) / batch_size

@@ -5,8 +5,9 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from mmm4rec.config import StageSettings
 from mmm4rec.errors import UserError
 from mmm4rec.io import atomic
 from mmm4rec.models.base import Rows, System, Tables
-from mmm4rec.training.data import Events
+from mmm4rec.training.data import Events, send
 from mmm4rec.training.distributed import average_gradients, divide_rows, is_main, ranks, require_same_epoch
 
 log = logging.getLogger(__name__)
@@ -30,12 +31,12 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 }
 SAVE_SECONDS = 60.0  # training state is written at most this often, and at the very end
 
+#: positions of batches of one step that are encoded together: so few alone leave a GPU waiting for the next kernel. A
+#: processor is busy with those of one batch, and keeps less in memory.
+POSITIONS_AT_ONCE = {"cpu": 0, "cuda": 2**17}
+
+#: the loss of rows that are batches of so many, the sum of the batches' means: ``System.finetune_losses``, say
 Loss = Callable[[System, Tables, Rows, int], Tensor]
-
-
-def batch_mean(system: System, tables: Tables, rows: Rows, batch_size: int) -> Tensor:
-    """The loss of pre-training, and of a first stage on the target: a mean over the batch."""
-    return system.pretrain_loss(tables, rows)
 
 
 @dataclass
@@ -118,7 +119,7 @@ def train(
         events: what rows are cut from.
         targets: [R] int64 event indices, the training rows.
         stage: optimiser, batches, epochs, early stopping.
-        loss: gives a batch's loss from (system, tables, rows, batch size).
+        loss: of the stage, ``System.finetune_losses`` or ``System.pretrain_losses``.
         seed: of shuffling and dropout.
         time_aware: give rows their times.
         whole_catalogue: item tables of all items (fine-tuning) or of a step's items only (pre-training).
@@ -135,6 +136,7 @@ def train(
     if not len(targets):
         raise UserError("no training row: every ranked user needs at least four events to train on one")
     device = events.items.device
+    targets = targets.cpu()
     optimizer = make_optimizer(system, stage)
     history, best_weights = History(), _weights(system)
     within: dict[str, Any] | None = None  # how far an unfinished epoch is
@@ -270,7 +272,7 @@ def _fingerprint(*tensors: Tensor) -> list[float]:
 def _steps(targets: Tensor, stage: StageSettings, seed: int, epoch: int) -> Iterator[tuple[Tensor, ...]]:
     """The epoch's rows in random order: batches, those of one optimiser step together. Short rests are kept."""
     generator = torch.Generator().manual_seed(epoch_seed(seed, epoch))
-    shuffled = targets[torch.randperm(len(targets), generator=generator).to(targets.device)]
+    shuffled = targets[torch.randperm(len(targets), generator=generator)]
     for step in shuffled.split(stage.batch_size * stage.accumulate):
         yield step.split(stage.batch_size)
 
@@ -287,33 +289,46 @@ def train_step(
     whole_catalogue: bool,
     precision: str,
 ) -> Tensor:
-    """One optimiser step over [B] event indices a batch, see ``train``; returns the loss summed over the rows."""
-    device = events.items.device
-    cut = [events.batch(b, system.max_length, time=time_aware, target_time=system.target_time_in_row) for b in batches]
-    ids = None
-    if not whole_catalogue:
-        ids = torch.cat([torch.cat([rows.items.flatten(), rows.targets]) for rows in cut]).unique()
-        ids = ids[ids > 0]
-        cut = [_renumber(rows, ids) for rows in cut]
+    """One optimiser step over [B] event indices a batch, see ``train``; returns the loss summed over the rows.
+
+    Indices are the host's; nothing in here waits for the device.
+    """
+    device, length = events.items.device, system.max_length
+    ids = None if whole_catalogue else send(events.items_at_hand(torch.cat(tuple(batches)), length), device)
     with autocast(device, precision):
         tables = system.item_tables(ids)
     leaves = tuple(_leaf(t) for t in tables)
     total = torch.zeros((), device=device, dtype=torch.float64)
-    for rows in cut:
+    for targets, size in _together(events, batches, length):
+        rows = events.batch(targets, length, time=time_aware, target_time=system.target_time_in_row)
+        if ids is not None:
+            rows = _renumber(rows, ids)
         with autocast(device, precision):
-            value = loss(system, leaves, rows, len(rows.lengths))
+            value = loss(system, leaves, rows, size)
         value.backward()
-        total += value.detach() * len(rows.lengths)
+        total += value.detach() * size
     reached = [(t, leaf.grad) for t, leaf in zip(tables, leaves, strict=True) if leaf.grad is not None]
     if reached:
         torch.autograd.backward([t for t, _ in reached], [g.to(t.dtype) for t, g in reached])
     trained = [p for group in optimizer.param_groups for p in group["params"]]
     average_gradients(trained)
     if max_grad_norm is not None:
-        torch.nn.utils.clip_grad_norm_(trained, max_grad_norm * len(cut))  # that of their mean
+        torch.nn.utils.clip_grad_norm_(trained, max_grad_norm * len(batches))  # that of their mean
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return total
+
+
+def _together(events: Events, batches: Sequence[Tensor], max_length: int) -> Iterator[tuple[Tensor, int]]:
+    """Targets of batches to be encoded together, and the size of these batches: all of one group have the same."""
+    most, group, positions = POSITIONS_AT_ONCE[events.items.device.type], [batches[0]], 0
+    for before, batch in pairwise(batches):
+        positions += int(events.lengths(before, max_length).sum())
+        if len(batch) != len(before) or positions + int(events.lengths(batch, max_length).sum()) > most:
+            yield torch.cat(group), len(before)
+            group, positions = [], 0
+        group.append(batch)
+    yield torch.cat(group), len(group[0])
 
 
 def _leaf(table: Tensor) -> Tensor:
@@ -327,7 +342,7 @@ def _leaf(table: Tensor) -> Tensor:
 def _renumber(rows: Rows, ids: Tensor) -> Rows:
     """The same rows with items as rows of tables made for ``ids`` (sorted)."""
     items = torch.where(rows.items > 0, torch.searchsorted(ids, rows.items) + 1, 0)
-    return Rows(items, rows.lengths, torch.searchsorted(ids, rows.targets) + 1, rows.times, rows.has_time)
+    return replace(rows, items=items, targets=torch.searchsorted(ids, rows.targets) + 1)
 
 
 def _weights(system: System) -> dict[str, Tensor]:

@@ -1,0 +1,101 @@
+"""An optimiser step: batches encoded together, and nothing that waits for the device."""
+
+from contextlib import nullcontext
+from unittest.mock import Mock
+
+import pytest
+import torch
+from small_systems import LEARNING, catalogue, small
+
+from mmm4rec.config import read_system
+from mmm4rec.models import base
+from mmm4rec.models.base import System
+from mmm4rec.nn import mamba
+from mmm4rec.training import loop
+from mmm4rec.training.data import load_events
+from mmm4rec.training.loop import train_step
+
+#: pairs of a system and a loss that it is trained with
+TRAINED = [
+    (key, stage)
+    for key in LEARNING
+    for stage in ("pretrain", "finetune")
+    if stage == "finetune" or (read_system(key).pretrain and not read_system(key).pretrained_as)
+]
+#: these ask how many tokens, dropped items, interests or masked slots there are
+WAITING = {("mmsrec", "pretrain"), ("mmsrec", "finetune"), ("missrec", "pretrain"), ("unisrec", "pretrain")}
+
+
+@pytest.fixture
+def events(make_domain):
+    """40 users with 3 to 7 events, at times of their own."""
+    generator = torch.Generator().manual_seed(1)
+    starts = torch.randint(0, 12, (40,), generator=generator).tolist()
+    rows = [[(s + k) % 12 + 1 for k in range(3 + s % 5)] for s in starts]
+    return load_events([make_domain(rows, [[1_500_000_000 + 86_400 * k * k for k in range(len(r))] for r in rows])])
+
+
+def step(system, events, stage, batches):
+    """Loss and gradients of one."""
+    optimizer = Mock(param_groups=[{"params": list(system.parameters())}])
+    pretraining = stage == "pretrain"
+    total = train_step(
+        system,
+        events,
+        batches,
+        optimizer,
+        System.pretrain_losses if pretraining else System.finetune_losses,
+        max_grad_norm=None,
+        time_aware=True,
+        whole_catalogue=not pretraining,
+        precision="32-true",
+    )
+    return total, {name: p.grad for name, p in system.named_parameters()}
+
+
+@pytest.mark.parametrize(("key", "stage"), TRAINED)
+def test_batches_encoded_together_have_the_losses_and_gradients_of_each_alone(events, monkeypatch, key, stage):
+    batches = events.all_rows()[torch.randperm(len(events.all_rows()))].split(16)
+    assert len(batches) > 3
+    assert len(batches[-1]) < 16
+    dropouts = {name: 0.0 for name in read_system(key).settings if name.endswith("dropout")}
+    results = []
+    for positions in (0, 120, 10**6):
+        monkeypatch.setitem(loop.POSITIONS_AT_ONCE, "cpu", positions)
+        system = small(key, catalogue(events.n_items), pretraining=stage == "pretrain", perturbed=0.1, **dropouts)
+        system.train()
+        system.start_epoch(1)
+        torch.manual_seed(0)
+        results.append(step(system, events, stage, batches))
+    for total, gradients in results[1:]:
+        torch.testing.assert_close(total, results[0][0])
+        torch.testing.assert_close(gradients, results[0][1], rtol=1e-4, atol=1e-5)
+
+
+def test_as_many_batches_go_together_as_their_positions_allow(events, monkeypatch):
+    rows = events.all_rows()
+    batches = [rows[:4], rows[4:8], rows[8:12], rows[12:15]]
+    positions = [int(events.batch(batch, 6).lengths.sum()) for batch in batches]
+    for most, sizes in ((sum(positions), [12, 3]), (sum(positions[:2]), [8, 4, 3]), (0, [4, 4, 4, 3])):
+        monkeypatch.setitem(loop.POSITIONS_AT_ONCE, "cpu", most)
+        groups = list(loop._together(events, batches, 6))
+        assert [len(targets) for targets, _ in groups] == sizes
+        assert [size for _, size in groups] == [4] * (len(groups) - 1) + [3]
+        assert torch.equal(torch.cat([targets for targets, _ in groups]), rows[:15])
+
+
+@pytest.mark.parametrize(("key", "stage"), [case for case in TRAINED if case not in WAITING])
+def test_a_step_asks_the_device_for_nothing(events, monkeypatch, key, stage):
+    """On the device `meta` tensors have a shape and no numbers: what would wait for one fails."""
+    for costs in (loop.POSITIONS_AT_ONCE, base.CHUNK_COST, base.CHUNK_POSITIONS, mamba.BLOCK):
+        monkeypatch.setitem(costs, "meta", costs["cuda"])
+    # which know no such device
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda device_type: False)
+    monkeypatch.setattr(torch, "autocast", lambda device_type, enabled: nullcontext())
+    system = small(key, catalogue(events.n_items), pretraining=stage == "pretrain")
+    system.train()
+    system.start_epoch(1)
+    device = torch.device("meta")
+    total, gradients = step(system.to(device), events.to(device), stage, events.train_rows().split(16))
+    assert total.device == device
+    assert any(g is not None for g in gradients.values())
