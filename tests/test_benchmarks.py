@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from benchmarks import figure, loss, ssd, table
+from benchmarks import conv, figure, loss, ssd, table
 from benchmarks.padded import padded_loss, padded_users
 from benchmarks.roofline import Work, count_operations, measure_rates
 from benchmarks.steps import Step
@@ -61,6 +61,16 @@ def test_forms_of_ssd_are_measured_at_every_length(monkeypatch):
         ("quadratic", 65),
         ("reference loop", 65),
         ("chunked", 65),
+    ]
+    assert all(row.seconds > 0 and row.limit > 0 for row in rows)
+
+
+def test_convolutions_are_measured_at_every_length(monkeypatch):
+    monkeypatch.setitem(conv.POSITIONS, "cpu", 20)
+    rows = list(conv.rows("quick", "cpu"))
+    assert [(row.what, row.size, row.against) for row in rows] == [
+        ("shifted sums", 4, "roofline"),
+        ("shifted sums", 20, "roofline"),
     ]
     assert all(row.seconds > 0 and row.limit > 0 for row in rows)
 

@@ -6,6 +6,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from mmm4rec.nn import triton_support
 
 CACHED = 2**18  # numbers
 
@@ -30,18 +33,52 @@ class CausalConv(nn.Module):
         """Split x [B, L, sum of parts] over its channels; the parts ``convolved``, C channels in all, are convolved.
 
         Backward, a gradient of x is written once, where splitting x and what is convolved would gather it twice.
+        On a GPU that runs them, fused kernels do it.
         """
-        outputs: tuple[Tensor, ...] = _ShiftedSums.apply(
-            x, self.weight.to(x.dtype), self.bias.to(x.dtype), tuple(parts), convolved
-        )
-        return outputs
+        kernels = triton_support.kernels("conv_triton", x.device)
+        fused = kernels is not None and kernels.fits(x, self.weight) and kernels.starts(x, self.weight, self.bias)
+        return convolve(x, self.weight, self.bias, parts, convolved, kernels if fused else ShiftedSums)
 
     def last(self, window: Tensor) -> Tensor:
         """The result [B, C] at one position, from the K positions [B, K, C] that end there."""
         return F.silu((window * self.weight.T).sum(1) + self.bias)
 
 
-class _ShiftedSums(torch.autograd.Function):
+def convolve(
+    x: Tensor, weight: Tensor, bias: Tensor, parts: Sequence[int], convolved: slice, form: Any
+) -> tuple[Tensor, ...]:
+    """``CausalConv.split`` by one form of the convolution: ``ShiftedSums`` or `mmm4rec.nn.conv_triton`."""
+    outputs: tuple[Tensor, ...] = _Split.apply(x, weight, bias, tuple(parts), convolved, form)
+    return outputs
+
+
+class _Split(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, parts: tuple[int, ...], convolved: slice, form: Any
+    ) -> tuple[Tensor, ...]:
+        start = sum(parts[: convolved.start or 0])
+        ctx.channels = slice(start, start + len(bias))
+        y, saved = form.forward(x[..., ctx.channels], weight, bias)
+        ctx.save_for_backward(*saved)
+        ctx.parts, ctx.convolved, ctx.form = parts, convolved, form
+        outputs = list(x.split(parts, -1))
+        outputs[convolved] = y.split(parts[convolved], -1)
+        return tuple(outputs)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        mixed = ctx.saved_tensors[0]
+        grad = torch.empty(*mixed.shape[:2], sum(ctx.parts), dtype=mixed.dtype, device=mixed.device)
+        for part, of_part in enumerate(grad.split(ctx.parts, -1)):
+            if part not in range(len(grads))[ctx.convolved]:
+                of_part.copy_(grads[part])
+        of_weights = ctx.form.backward(ctx.saved_tensors, grads[ctx.convolved], grad[..., ctx.channels])
+        return grad, *of_weights, None, None, None
+
+
+class ShiftedSums:
     """The convolution as K multiply-adds in place.
 
     ``torch.nn.functional.conv1d`` with a group a channel wants channels first and takes three to ten times as long on a
@@ -49,35 +86,24 @@ class _ShiftedSums(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, parts: tuple[int, ...], convolved: slice
-    ) -> tuple[Tensor, ...]:
-        taps = weight.T.contiguous()
-        start = sum(parts[: convolved.start or 0])
-        mixed = x[..., start : start + len(bias)]
-        y = torch.addcmul(bias, mixed, taps[-1])
+    def forward(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Convolve x [B, L, C]: the result, and what ``backward`` needs, x first."""
+        taps = weight.T.to(x.dtype).contiguous()
+        y = torch.addcmul(bias.to(x.dtype), x, taps[-1])
         for shift in range(1, min(len(taps), x.shape[1])):
-            y[:, shift:].addcmul_(mixed[:, :-shift], taps[-1 - shift])
-        ctx.save_for_backward(mixed, taps, y)
-        ctx.parts, ctx.convolved, ctx.start = parts, convolved, start
-        outputs = list(x.split(parts, -1))
-        outputs[convolved] = F.silu(y).split(parts[convolved], -1)
-        return tuple(outputs)
+            y[:, shift:].addcmul_(x[:, :-shift], taps[-1 - shift])
+        return F.silu(y), (x, taps, y)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        mixed, taps, y = ctx.saved_tensors
-        grad = torch.empty(*mixed.shape[:2], sum(ctx.parts), dtype=mixed.dtype, device=mixed.device)
-        for part, of_part in enumerate(grad.split(ctx.parts, -1)):
-            if part not in range(len(grads))[ctx.convolved]:
-                of_part.copy_(grads[part])
-        grad_mixed = grad[..., ctx.start : ctx.start + mixed.shape[-1]]
+    def backward(saved: tuple[Tensor, ...], grads: Sequence[Tensor], grad_x: Tensor) -> tuple[Tensor, Tensor]:
+        """Write the gradient of x; grads are the result's, in parts of its channels. Gives those of weight and bias."""
+        mixed, taps, y = saved
         grad_taps = torch.zeros_like(taps, dtype=torch.promote_types(taps.dtype, torch.float32))
         grad_bias = torch.zeros_like(grad_taps[0])
         # On a CPU in blocks of rows that fit its cache: the passes below are bound by memory.
         block = len(y) if y.is_cuda else max(1, CACHED // y[0].numel())
-        widths = ctx.parts[ctx.convolved]
-        blocks = (v.split(block) for v in (mixed, y, grad_mixed, *grads[ctx.convolved]))
+        widths = [grad.shape[-1] for grad in grads]
+        blocks = (v.split(block) for v in (mixed, y, grad_x, *grads))
         for x, y_part, gx, *given in zip(*blocks, strict=True):
             g = torch.empty_like(y_part)
             for into, y_given, g_given in zip(g.split(widths, -1), y_part.split(widths, -1), given, strict=True):
@@ -88,4 +114,4 @@ class _ShiftedSums(torch.autograd.Function):
             for shift in range(1, min(len(taps), x.shape[1])):
                 gx[:, :-shift].addcmul_(g[:, shift:], taps[-1 - shift])
                 grad_taps[-1 - shift] += (g[:, shift:] * x[:, :-shift]).sum((0, 1))
-        return grad, grad_taps.T.to(taps.dtype), grad_bias.to(taps.dtype), None, None
+        return grad_taps.T.to(taps.dtype), grad_bias.to(taps.dtype)

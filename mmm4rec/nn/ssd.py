@@ -11,7 +11,6 @@ Shapes, the same for every function here: x [b, l, h, p], dt [b, l, h] >= 0, a [
 computed in float32 at least and as sums of terms of one sign, so nothing cancels and no exponent is positive.
 """
 
-import functools
 from types import ModuleType
 from typing import Literal
 
@@ -20,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmm4rec.errors import UserError
+from mmm4rec.nn import triton_support
 
 Method = Literal["auto", "quadratic", "chunked", "fused"]
 
@@ -112,26 +112,16 @@ def ssd_last(
     return (weights[..., None].to(x.dtype) * x).sum(1)
 
 
-def _kernels(device: torch.device, *, required: bool = False) -> ModuleType | None:
+def _kernels(device: torch.device, *, required: bool) -> ModuleType | None:
     """`mmm4rec.nn.ssd_triton` where it runs on that device; None, or an error, where it does not."""
-    module = _triton() if required or device.type == "cuda" else None
-    if required and module is None:
+    if not required:
+        return triton_support.kernels("ssd_triton", device)
+    module = triton_support.load("ssd_triton")
+    if module is None:
         raise UserError("ssd_method: fused needs Triton, which is not installed here; take auto")
-    if module is None or module.runs_on(device):
-        return module
-    if required:
+    if not triton_support.runs_on(device):
         raise UserError(f"ssd_method: fused needs an NVIDIA GPU of capability 8.0 or later, not {device}; take auto")
-    return None
-
-
-@functools.cache
-def _triton() -> ModuleType | None:
-    """The kernels, imported when first needed: all else works without Triton."""
-    try:
-        from mmm4rec.nn import ssd_triton
-    except ImportError:
-        return None
-    return ssd_triton
+    return module
 
 
 def _at_least_float32(v: Tensor) -> Tensor:

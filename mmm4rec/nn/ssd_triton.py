@@ -21,7 +21,6 @@ TF32 thrice, which is float32 but for the last digits.
 Importing this file needs Triton.
 """
 
-import warnings
 from typing import Any, cast
 
 import torch
@@ -30,13 +29,12 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from mmm4rec.nn import triton_support
+
 MAX_LENGTH = 64  # positions
 MAX_WIDTH = 128  # of a head, and of its state
 MAX_TILE = 64 * 64  # positions times width: with more, the backward kernel spills registers or lacks shared memory
 LEAST = 16  # rows and columns of a product of matrices
-CAPABILITY = (8, 0)  # of the GPU: it has TF32
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-INTERPRETED: bool = triton.knobs.runtime.interpret  # TRITON_INTERPRET=1 at import: kernels run on the CPU, for tests
 
 
 def fits(x: Tensor, dt: Tensor, B: Tensor, C: Tensor) -> bool:
@@ -46,43 +44,19 @@ def fits(x: Tensor, dt: Tensor, B: Tensor, C: Tensor) -> bool:
         length <= MAX_LENGTH
         and width <= MAX_WIDTH
         and length * width <= MAX_TILE
-        and all(v.dtype in DTYPES for v in (x, dt, B, C))
-    )
-
-
-def runs_on(device: torch.device) -> bool:
-    """Whether the kernels run there: on NVIDIA GPUs with TF32; on the CPU if they are interpreted."""
-    if INTERPRETED:
-        return device.type == "cpu"
-    return (
-        device.type == "cuda"
-        and torch.version.cuda is not None
-        and torch.cuda.get_device_capability(device) >= CAPABILITY
+        and all(v.dtype in triton_support.DTYPES for v in (x, dt, B, C))
     )
 
 
 def starts(x: Tensor, dt: Tensor, a: Tensor, B: Tensor, C: Tensor, skip: Tensor | None = None) -> bool:
-    """Whether both kernels compile and start for such inputs: tried once a size and device, with a warning if not.
+    """Whether both kernels compile and start for inputs of such sizes."""
 
-    What is missing then is mostly a C compiler, which Triton needs, or shared memory.
-    """
-    key = x.device, x.dtype, _block(x.shape[1]), _block(x.shape[3]), _block(B.shape[3]), _precision(x)
-    if key not in _started:
-        _started[key] = _try(*(None if v is None else v[:1].detach() for v in _expand(x, dt, a, B, C, skip)))
-    return _started[key]
-
-
-_started: dict[tuple[Any, ...], bool] = {}
-
-
-def _try(*inputs: Tensor | None) -> bool:
-    try:
+    def attempt() -> None:
+        inputs = [None if v is None else v[:1].detach() for v in _expand(x, dt, a, B, C, skip)]
         _backward(_forward(*inputs), *inputs)
-    except Exception as error:  # whatever a compiler, a driver or its absence may raise
-        reason = f"{type(error).__name__}: {error}"
-        warnings.warn(f"ssd goes without its fused kernels, which do not start here: {reason}", stacklevel=4)
-        return False
-    return True
+
+    sizes = x.device, x.dtype, _block(x.shape[1]), _block(x.shape[3]), _block(B.shape[3]), _precision(x)
+    return triton_support.starts("ssd", sizes, attempt)
 
 
 def ssd_fused(x: Tensor, dt: Tensor, a: Tensor, B: Tensor, C: Tensor, skip: Tensor | None = None) -> Tensor:

@@ -1,26 +1,23 @@
 """The fused kernels: on the GPU where there is one, else in Triton's interpreter."""
 
 import math
-import os
-import subprocess
 import sys
 from dataclasses import replace
 
 import pytest
 import torch
+from kernel_checks import DEVICE, needs_kernels, run_compiling
 from torch import Tensor
 
 from mmm4rec.errors import UserError
 from mmm4rec.nn import ssd as module
+from mmm4rec.nn import triton_support
 from mmm4rec.nn.blocks import SSDSizes, TiSSD
 from mmm4rec.nn.ssd import ssd, ssd_chunked, ssd_quadratic, ssd_reference
 from mmm4rec.nn.time_signal import TimeMask
 
-pytest.importorskip("triton")
 ssd_triton = pytest.importorskip("mmm4rec.nn.ssd_triton")
-
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-pytestmark = pytest.mark.skipif(not ssd_triton.runs_on(DEVICE), reason="neither such a GPU nor the interpreter")
+pytestmark = needs_kernels
 
 # length, heads, groups, head size, states, skip: none, one a head, one a position
 CASES = [
@@ -164,27 +161,17 @@ def test_in_a_block(skip: str, mixed: bool) -> None:
 
 
 COMPILE = """
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource, compile
-from mmm4rec.nn import ssd_triton
+from kernel_checks import compile_for
+from mmm4rec.nn.ssd_triton import _backward_kernel, _forward_kernel
 
-sizes = {"L": 16, "P": 16, "N": 16, "PRECISION": "tf32"}
-for kernel in (ssd_triton._forward_kernel, ssd_triton._backward_kernel):
-    kinds = dict.fromkeys(kernel.arg_names, "i32") | dict.fromkeys(sizes, "constexpr")
-    kinds |= {name: "*fp32" for name in kernel.arg_names if name.endswith("start")}
-    kinds |= {name: ("i32",) * 3 for name in kernel.arg_names if name.endswith("strides")}
-    options = {"num_warps": 4, "enable_fp_fusion": True}
-    compiled = compile(ASTSource(kernel, kinds, sizes, {}), target=GPUTarget("cuda", 80, 32), options=options)
-    assert compiled.asm["cubin"].startswith(b"\x7fELF")
+for kernel in (_forward_kernel, _backward_kernel):
+    compile_for(80, kernel, {"L": 16, "P": 16, "N": 16, "PRECISION": "tf32"})
 """
 
 
 @pytest.mark.slow
 def test_they_compile_for_a_gpu_that_is_not_there(tmp_path) -> None:
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    environment |= {"TRITON_CACHE_DIR": str(tmp_path), "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    done = subprocess.run([sys.executable, "-c", COMPILE], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    run_compiling(COMPILE, tmp_path)
 
 
 def test_no_rows() -> None:
@@ -208,14 +195,14 @@ def test_what_does_not_fit_takes_another_form(monkeypatch: pytest.MonkeyPatch) -
 def test_auto_takes_it_where_it_runs_and_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     values = inputs(5)
     monkeypatch.setattr(module, "_kernels", lambda device, required: ssd_triton)
-    monkeypatch.setattr(ssd_triton, "_started", {})
+    monkeypatch.setattr(triton_support, "_started", {})
     assert torch.equal(ssd(*values), ssd_triton.ssd_fused(*values))
-    assert list(ssd_triton._started.values()) == [True]
+    assert list(triton_support._started.values()) == [True]
 
     def fail(*_):
         raise RuntimeError("no C compiler")
 
-    monkeypatch.setattr(ssd_triton, "_started", {})
+    monkeypatch.setattr(triton_support, "_started", {})
     monkeypatch.setattr(ssd_triton, "_backward", fail)
     with pytest.warns(UserWarning, match="no C compiler"):
         first = ssd(*values)
@@ -225,17 +212,17 @@ def test_auto_takes_it_where_it_runs_and_starts(monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.skipif(DEVICE.type == "cuda", reason="auto takes the kernels there")
 def test_auto_goes_without_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_triton", None)  # not even asked for
+    monkeypatch.setattr(triton_support, "load", None)  # not even asked for
     values = inputs(5)
     assert torch.equal(ssd(*values), ssd_quadratic(*values))
 
 
 def test_its_absence_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     values = [v.cpu() for v in inputs(5)]
-    monkeypatch.setattr(ssd_triton, "INTERPRETED", False)
+    monkeypatch.setattr(triton_support, "interpreted", lambda: False)
     with pytest.raises(UserError, match=r"^ssd_method: fused needs an NVIDIA GPU .*, not cpu; take auto$"):
         fused(*values)
-    module._triton.cache_clear()
+    triton_support.load.cache_clear()
     monkeypatch.setitem(sys.modules, "triton", None)  # as if it were not installed
     monkeypatch.delitem(sys.modules, "mmm4rec.nn.ssd_triton")
     monkeypatch.delattr("mmm4rec.nn.ssd_triton")
@@ -244,4 +231,4 @@ def test_its_absence_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
             fused(*values)
         assert torch.equal(ssd(*values), ssd_quadratic(*values))
     finally:
-        module._triton.cache_clear()
+        triton_support.load.cache_clear()

@@ -1,0 +1,55 @@
+"""Causal convolutions: each form, forward and backward, over lengths."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from benchmarks.roofline import Work, best, measure_rates
+from benchmarks.table import Row
+from mmm4rec.nn.conv import CausalConv, ShiftedSums, convolve
+from mmm4rec.nn.triton_support import kernels
+
+PARTS, CONVOLVED, K = (512, 512, 512, 512, 8), slice(1, 4), 4  # as in MMM4Rec: z, x, B, C and delta
+CHANNELS = 3 * 512  # convolved
+POSITIONS = {"cpu": 2_000, "cuda": 20_000}  # of a batch, whatever the length of its rows
+SIZES = {"quick": (4, 20), "full": (4, 20, 50, 200)}
+
+
+def rows(size: str, device: str) -> Iterator[Row]:
+    """Values and gradients of as many positions at each length."""
+    where = torch.device(device)
+    rates = measure_rates(where)
+    fused = kernels("conv_triton", where)
+    for length in SIZES[size]:
+        n_rows = POSITIONS[device] // length
+        limit = least(n_rows * length).seconds(rates)
+        remark = f"{n_rows} rows"
+        plain = measure(ShiftedSums, n_rows, length, where)
+        yield Row("shifted sums", length, "positions", plain, "roofline", limit, remark=remark)
+        if fused is not None:
+            seconds = measure(fused, n_rows, length, where)
+            yield Row("fused", length, "positions", seconds, "roofline", limit, remark=remark)
+            yield Row("fused", length, "positions", seconds, "shifted sums", plain, remark=remark)
+
+
+def least(positions: int) -> Work:
+    """What no form does without.
+
+    Forward reads x and writes the result; backward reads x and the result's gradient and writes that of x, into which
+    it copies those of the parts that are not convolved. Operations are next to none.
+    """
+    return Work(operations=0, bytes=4 * positions * (5 * CHANNELS + 2 * (sum(PARTS) - CHANNELS)))
+
+
+def measure(form: Any, n_rows: int, length: int, where: torch.device) -> float:
+    """Seconds of a form with its gradients."""
+    conv = CausalConv(CHANNELS, K).to(where)
+    x = torch.randn(n_rows, length, sum(PARTS), device=where, requires_grad=True)
+    weights = [torch.randn(n_rows, length, width, device=where) for width in PARTS]
+
+    def step() -> None:
+        outputs = convolve(x, conv.weight, conv.bias, PARTS, CONVOLVED, form)
+        torch.autograd.grad(outputs, (x, conv.weight, conv.bias), weights)
+
+    return best(step, where)
