@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from benchmarks import conv, figure, loss, ssd, table
+from benchmarks import conv, epoch, figure, loss, ssd, table
 from benchmarks.padded import padded_loss, padded_users
 from benchmarks.roofline import Work, count_operations, measure_rates
 from benchmarks.steps import Step
@@ -92,3 +92,13 @@ def test_rows_are_written_and_drawn(tmp_path, monkeypatch):
     for some in (rows, rows[:1]):  # lines, and a bar
         figure.draw(tmp_path / "loss.png", some)
         assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+def test_an_epoch_is_measured_over_the_rows_asked_for(monkeypatch):
+    monkeypatch.setitem(epoch.STEPS, "cpu", 0.05)
+    taken, whole, seconds, limit = epoch.measure("finetune", "scientific", "cpu")
+    assert taken == int(0.05 * 8 * 1024)
+    assert whole == 59_427 - 3 * 8_442  # the paper's Table I, less the first event and two held-out ones a user
+    assert seconds > 0
+    assert limit > 0

@@ -128,7 +128,7 @@ class Subject:
         stage: one of ``stages``.
         how: the stage's settings; None: nothing is trained.
         events: on the device.
-        rows: [R] int64 event indices, the training rows of one optimiser step; on the host.
+        rows: [R] int64 event indices on the host, the rows to train on.
     """
 
     system: System
@@ -149,8 +149,10 @@ class Subject:
         return losses(tables, rows, batch_size)
 
 
-def invent(key: str, stage: str, domain: str, device: torch.device, users: int = RANKED) -> Subject:
-    """A system as it is at the beginning of a stage, with as many rows as one optimiser step takes.
+def invent(
+    key: str, stage: str, domain: str, device: torch.device, users: int = RANKED, n_rows: int | None = None
+) -> Subject:
+    """A system as it is at the beginning of a stage, with rows to train on.
 
     Args:
         key: the system's.
@@ -158,14 +160,17 @@ def invent(key: str, stage: str, domain: str, device: torch.device, users: int =
         domain: of the paper's Table I: its number of items, and its users' mean length.
         device: where all of it lies.
         users: there are at least so many.
+        n_rows: to train on; None: as many as one optimiser step takes.
     """
     torch.manual_seed(0)
     file, pretraining = read_system(key), stage == "pretrain"
     how = getattr(file, "finetune" if stage == "scratch" else stage)
     size = published_sizes(domain)
     assert size is not None, domain
-    batch = how.batch_size * how.accumulate if how else 0
-    events = invented_events(size["items"], size["interactions"] / size["users"], batch, users, pretraining=pretraining)
+    if n_rows is None:
+        n_rows = how.batch_size * how.accumulate if how else 0
+    mean_length = size["interactions"] / size["users"]
+    events = invented_events(size["items"], mean_length, n_rows, users, pretraining=pretraining)
     catalogue = invented_catalogue(file, events)
     system = build(file.model, file.settings, catalogue, pretraining=pretraining)
     if stage == "finetune" and file.pretrain:
@@ -173,7 +178,7 @@ def invent(key: str, stage: str, domain: str, device: torch.device, users: int =
     if stage == "finetune" and (file.pretrain or file.indomain):
         freeze(system)
     rows = events.all_rows() if pretraining else events.train_rows()
-    return Subject(system.to(device), file, stage, how, events.to(device), rows[:batch])
+    return Subject(system.to(device), file, stage, how, events.to(device), rows[:n_rows])
 
 
 def invented_events(n_items: int, mean_length: float, n_rows: int, users: int = RANKED, *, pretraining: bool) -> Events:
