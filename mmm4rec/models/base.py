@@ -180,11 +180,14 @@ class System(nn.Module):
 
     def pretrain_loss(self, tables: Tables, rows: Rows) -> Tensor:
         """Mean over the rows of a batch of the loss of pre-training."""
-        return self.in_batch_loss(tables, self.users(tables, rows), rows.targets)
+        return self.pretrain_losses(tables, rows, len(rows.targets))
 
-    def in_batch_loss(self, tables: Tables, users: Tensor, targets: Tensor) -> Tensor:
-        """Mean over users [B, D] of the cross-entropy over their targets [B]; duplicates of one are masked out."""
-        return in_batch_cross_entropy(users, self.candidates(tables)[targets - 1], targets)
+    def in_batch_loss(self, users: Tensor, candidates: Tensor, targets: Tensor) -> Tensor:
+        """Mean over users [B, D] of the cross-entropy over their targets [B], whose vectors are ``candidates`` [B, D].
+
+        Duplicates of a target are masked out.
+        """
+        return in_batch_cross_entropy(users, candidates, targets)
 
     def finetune_losses(self, tables: Tables, rows: Rows, size: int) -> Tensor:
         """Sum over batches of ``size`` rows, of which ``rows`` consist, of each one's mean loss on a target."""
@@ -196,8 +199,8 @@ class System(nn.Module):
     def pretrain_losses(self, tables: Tables, rows: Rows, size: int) -> Tensor:
         """Sum over batches of ``size`` rows, of which ``rows`` consist, of each one's loss of pre-training."""
         if type(self).pretrain_loss is System.pretrain_loss:
-            batches = zip(self.users(tables, rows).split(size), rows.targets.split(size), strict=True)
-            losses = [self.in_batch_loss(tables, users, targets) for users, targets in batches]
+            vectors = self.users(tables, rows), self.candidates(tables)[rows.targets - 1], rows.targets
+            losses = [self.in_batch_loss(*batch) for batch in zip(*(v.split(size) for v in vectors), strict=True)]
         else:  # it takes more of a batch than a vector a row
             losses = [self.pretrain_loss(tables, batch) for batch in rows.split(size)]
         return torch.stack(losses).sum()

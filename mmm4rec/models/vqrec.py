@@ -170,14 +170,15 @@ class VQRec(System):
         self.permuting.fill_(permute)
         self.reads_permuted = permute
 
-    def in_batch_loss(self, tables: Tables, users: Tensor, targets: Tensor) -> Tensor:
+    def pretrain_loss(self, tables: Tables, rows: Rows) -> Tensor:
         """Mean cross-entropy of each target among the batch's targets and one semi-synthetic negative of its own.
 
         That is the target's code with a share of its digits drawn anew.
         """
-        logits = users @ tables[1][targets].T
-        logits = without_duplicates(logits, targets, self.settings.duplicates)
-        fakes = F.embedding_bag(self.fake_codes(tables[2][targets]), self.code.weight, mode="mean")
+        users = self.users(tables, rows)
+        logits = users @ tables[1][rows.targets].T
+        logits = without_duplicates(logits, rows.targets, self.settings.duplicates)
+        fakes = F.embedding_bag(self.fake_codes(tables[2][rows.targets]), self.code.weight, mode="mean")
         fake = (users * F.normalize(fakes, dim=-1)).sum(-1, keepdim=True) / self.settings.temperature
         logits = torch.cat([logits, fake.to(logits.dtype)], 1)
         return F.cross_entropy(logits.float(), torch.arange(len(logits), device=logits.device))
