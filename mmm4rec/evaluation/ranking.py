@@ -23,7 +23,7 @@ def rank_targets(
     Args:
         system: in any mode; it is ranked in evaluation mode.
         events: on the system's device.
-        targets: [R] int64 event indices, wherever; each row's history is what the user did before.
+        targets: [R] int64 event indices, in the host's memory; each row's history is what the user did before.
         time: give the rows their times.
         mask_seen: items of the user's history are no candidates (the target always is).
 
@@ -37,9 +37,8 @@ def rank_targets(
     system.eval()
     tables = system.item_tables()
     extra = system.extra_candidates(tables)
-    targets = targets.cpu()
     # in the order of their items: a block of users then has its targets in few blocks of items
-    order = (events.on_host or events).items[targets].argsort()
+    order = events.host.items[targets].argsort()
     ranks = []
     for some in _blocks(targets[order], ROWS_AT_ONCE):
         rows = events.batch(some, system.max_length, time=time, target_time=system.target_time_in_row)

@@ -63,8 +63,8 @@ class Rows:
         times: [B, max_length] int64 unix seconds, 0 where padded or unknown; not trimmed, since time signals mix
             positions. None if the system does not read time or the domain has none.
         has_time: [B] bool, whether every event of the row has a timestamp; None with ``times``.
-        on_host: the lengths once more, in the host's memory, where nobody waits for the device to read them; None if
-            they are made on the device.
+        host_lengths: [B] the lengths once more, in the host's memory, where nobody waits for the device to read them;
+            None if they are made on the device.
     """
 
     items: Tensor
@@ -72,24 +72,19 @@ class Rows:
     targets: Tensor
     times: Tensor | None = None
     has_time: Tensor | None = None
-    on_host: Tensor | None = None
+    host_lengths: Tensor | None = None
 
     def select(self, index: slice | Tensor, length: int | None = None) -> "Rows":
         """Some of the rows, their items trimmed to ``length`` positions."""
+        host_lengths = self.host_lengths if isinstance(index, slice) else None
         return Rows(
             items=self.items[index] if length is None else self.items[index][:, :length],
             lengths=self.lengths[index],
             targets=self.targets[index],
             times=None if self.times is None else self.times[index],
             has_time=None if self.has_time is None else self.has_time[index],
-            on_host=self.on_host[index] if self.on_host is not None and isinstance(index, slice) else None,
+            host_lengths=None if host_lengths is None else host_lengths[index],
         )
-
-    def split(self, size: int) -> list["Rows"]:
-        """Batches of ``size`` rows, one after the other, each trimmed to its longest row."""
-        lengths = self.lengths if self.on_host is None else self.on_host
-        parts = enumerate(lengths.split(size))
-        return [self.select(slice(i * size, (i + 1) * size), int(part.max())) for i, part in parts]
 
 
 Tables = tuple[Tensor, ...]
@@ -180,7 +175,7 @@ class System(nn.Module):
 
     def pretrain_loss(self, tables: Tables, rows: Rows) -> Tensor:
         """Mean over the rows of a batch of the loss of pre-training."""
-        return self.pretrain_losses(tables, rows, len(rows.targets))
+        return self.in_batch_losses(tables, rows, len(rows.targets))
 
     def in_batch_loss(self, users: Tensor, candidates: Tensor, targets: Tensor) -> Tensor:
         """Mean over users [B, D] of the cross-entropy over their targets [B], whose vectors are ``candidates`` [B, D].
@@ -189,21 +184,20 @@ class System(nn.Module):
         """
         return in_batch_cross_entropy(users, candidates, targets)
 
-    def finetune_losses(self, tables: Tables, rows: Rows, size: int) -> Tensor:
-        """Sum over batches of ``size`` rows, of which ``rows`` consist, of each one's mean loss on a target."""
-        if type(self).finetune_loss is System.finetune_loss:  # users do not depend on the batch they are in
-            return self.finetune_loss(tables, rows) / size
-        losses = [self.finetune_loss(tables, batch) / size for batch in rows.split(size)]
-        return torch.stack(losses).sum()
+    def in_batch_losses(self, tables: Tables, rows: Rows, size: int) -> Tensor:
+        """Sum over batches of ``size`` rows, of which ``rows`` consist, of each one's ``in_batch_loss``."""
+        vectors = self.users(tables, rows), self.candidates(tables)[rows.targets - 1], rows.targets
+        batches = zip(*(v.split(size) for v in vectors), strict=True)
+        return torch.stack([self.in_batch_loss(*batch) for batch in batches]).sum()
 
-    def pretrain_losses(self, tables: Tables, rows: Rows, size: int) -> Tensor:
-        """Sum over batches of ``size`` rows, of which ``rows`` consist, of each one's loss of pre-training."""
-        if type(self).pretrain_loss is System.pretrain_loss:
-            vectors = self.users(tables, rows), self.candidates(tables)[rows.targets - 1], rows.targets
-            losses = [self.in_batch_loss(*batch) for batch in zip(*(v.split(size) for v in vectors), strict=True)]
-        else:  # it takes more of a batch than a vector a row
-            losses = [self.pretrain_loss(tables, batch) for batch in rows.split(size)]
-        return torch.stack(losses).sum()
+    @property
+    def encodes_together(self) -> bool:
+        """Whether rows of several batches can be encoded as one: no loss takes more of a row than its vector.
+
+        That holds for the losses here, and is not assumed of one that overrides them.
+        """
+        own = type(self)
+        return own.finetune_loss is System.finetune_loss and own.pretrain_loss is System.pretrain_loss
 
     def start_epoch(self, epoch: int) -> None:
         """Called before each epoch (clusters to be redrawn, stages to be switched)."""
@@ -225,7 +219,7 @@ def by_length(encode: Callable[[Rows], Tensor], rows: Rows) -> Tensor:
     Every row's result is the same as in one piece; only padding is saved.
     """
     device = rows.lengths.device.type
-    lengths = rows.lengths if rows.on_host is None else rows.on_host
+    lengths = rows.lengths if rows.host_lengths is None else rows.host_lengths
     order = torch.argsort(rows.lengths, stable=True)
     parts, start = [], 0
     for end, length in length_chunks(lengths.bincount().tolist(), CHUNK_COST[device]):

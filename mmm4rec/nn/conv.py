@@ -114,4 +114,4 @@ class ShiftedSums:
             for shift in range(1, min(len(taps), x.shape[1])):
                 gx[:, :-shift].addcmul_(g[:, shift:], taps[-1 - shift])
                 grad_taps[-1 - shift] += (g[:, shift:] * x[:, :-shift]).sum((0, 1))
-        return grad_taps.T.to(taps.dtype), grad_bias.to(taps.dtype)
+        return grad_taps.T, grad_bias

@@ -1,4 +1,4 @@
-"""Causal depthwise convolution with SiLU in one kernel a direction, a form of `mmm4rec.nn.conv`.
+"""Causal depthwise convolution with SiLU, a kernel forward and one back, a form of `mmm4rec.nn.conv`.
 
 One program walks along the positions of some rows and channels and keeps the last K of them in registers, so each
 number is read once. With z the sum before SiLU, s = sigmoid(z) and dy the gradient of y, the forward kernel computes
@@ -93,7 +93,7 @@ def _tile_of_program(rows, channels, ROWS: tl.constexpr, CHANNELS: tl.constexpr)
     channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)[None, :]
     # One layout for all tiles, with channels side by side in a warp. Where some tensors are aligned for wider accesses
     # and others are not, Triton would take two, and every step of the walk would wait for conversions between them.
-    channel = tl.max_contiguous(channel, (1, 1))
+    channel = tl.max_contiguous(tl.multiple_of(channel, (1, 1)), (1, 2))
     return row, channel, (row < rows) & (channel < channels)
 
 
@@ -204,7 +204,7 @@ def _backward_kernel(  # type: ignore[no-untyped-def]
         dx += dx_strides[1]
         i += 1
 
-    sums = sums_start + tl.program_id(0) * sums_strides[0] + channel * sums_strides[2]
+    sums = sums_start + tl.program_id(0).to(tl.int64) * sums_strides[0] + channel * sums_strides[2]
     for j in tl.static_range(K):
         tl.store(sums + j * sums_strides[1], tl.sum(dw[j], axis=0, keep_dims=True), mask=channel < channels)
     tl.store(sums + K * sums_strides[1], tl.sum(db, axis=0, keep_dims=True), mask=channel < channels)

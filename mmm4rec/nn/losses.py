@@ -16,8 +16,8 @@ ROWS_AT_ONCE = {"cpu": 128}
 def full_cross_entropy(users: Tensor, candidates: Tensor, targets: Tensor, reduction: Reduction = "mean") -> Tensor:
     """Cross-entropy of the target among all candidates, -log softmax(users @ candidates.T)[target].
 
-    Where both are float32 or finer, the scores are computed a few rows at a time and never kept: memory does not grow
-    with B * N, and on a CPU the rows stay in its caches. It can be differentiated once.
+    Scores are computed a few rows at a time and never kept: memory does not grow with B * N, and on a CPU the rows stay
+    in its caches. They are float32 at least, in mixed precision too. It can be differentiated once.
 
     Args:
         users: [B, D].
@@ -25,9 +25,14 @@ def full_cross_entropy(users: Tensor, candidates: Tensor, targets: Tensor, reduc
         targets: [B] int64 rows of ``candidates``.
         reduction: over the B rows.
     """
-    coarse = torch.finfo(users.dtype).bits < 32 or users.dtype != candidates.dtype
-    if coarse or torch.is_autocast_enabled(users.device.type) or not len(users):
+    if not len(users):
         return F.cross_entropy(_logits(users, candidates), targets, reduction=reduction)
+    fine = torch.promote_types(torch.promote_types(users.dtype, candidates.dtype), torch.float32)
+    with torch.autocast(users.device.type, enabled=False):
+        return _by_rows(users.to(fine), candidates.to(fine), targets, reduction)
+
+
+def _by_rows(users: Tensor, candidates: Tensor, targets: Tensor, reduction: Reduction) -> Tensor:
     at_once = max(1, SCORES_AT_ONCE // len(candidates))
     at_once = min(at_once, ROWS_AT_ONCE.get(users.device.type, at_once))
     if hasattr(F, "linear_cross_entropy"):  # torch 2.12 and newer

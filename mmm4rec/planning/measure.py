@@ -23,13 +23,13 @@ from torch import Tensor
 
 from mmm4rec.config import StageSettings, SystemFile, read_system
 from mmm4rec.evaluation.ranking import rank_targets
-from mmm4rec.models.base import Catalogue, Rows, System, Tables, build, model_class
+from mmm4rec.models.base import Catalogue, System, build, model_class
 from mmm4rec.planning.rates import Rate, latest, read_rates, write_rates
 from mmm4rec.provenance import environment
 from mmm4rec.reporting.table1 import published_sizes
 from mmm4rec.training.data import Events
 from mmm4rec.training.finetune import freeze
-from mmm4rec.training.loop import resolve_device, train
+from mmm4rec.training.loop import Loss, finetune_loss, pretrain_loss, resolve_device, train
 from mmm4rec.training.run import load_pretrained
 
 log = logging.getLogger(__name__)
@@ -128,7 +128,7 @@ class Subject:
         stage: one of ``stages``.
         how: the stage's settings; None: nothing is trained.
         events: on the device.
-        rows: [R] int64 event indices on the host, the rows to train on.
+        rows: [R] int64 event indices in the host's memory, the rows to train on.
     """
 
     system: System
@@ -143,10 +143,10 @@ class Subject:
         """Whether rows come with their times."""
         return "time" in self.file.reads
 
-    def loss(self, system: System, tables: Tables, rows: Rows, batch_size: int) -> Tensor:
-        """The stage's loss of a batch, as ``training.loop.Loss``."""
-        losses = system.pretrain_losses if self.stage in ("pretrain", "indomain") else system.finetune_losses
-        return losses(tables, rows, batch_size)
+    @property
+    def loss(self) -> Loss:
+        """The stage's."""
+        return pretrain_loss if self.stage in ("pretrain", "indomain") else finetune_loss
 
 
 def invent(
@@ -242,7 +242,7 @@ def _transfer(system: System, source: SystemFile, catalogue: Catalogue) -> None:
 def _train(subject: Subject, clock: Callable[[], float], steps: int) -> tuple[float, float]:
     """Seconds of an optimiser step, and of what each epoch begins with.
 
-    A step does the same for each of its batches, and once more what is done once: of many, two are timed.
+    On a CPU a step does the same for each of its batches, and once more what is done once: of many, two are timed.
     """
     system, how = subject.system, subject.how
     assert how is not None
@@ -267,6 +267,8 @@ def _train(subject: Subject, clock: Callable[[], float], steps: int) -> tuple[fl
         )
         return statistics.median(end - begin for begin, end in pairwise(ends))
 
+    if subject.events.items.is_cuda:  # which encodes batches together
+        return seconds(how.accumulate), start
     one = seconds(1)
     more = seconds(2) - one if how.accumulate > 1 else 0.0
     return one + (how.accumulate - 1) * max(more, 0.0), start

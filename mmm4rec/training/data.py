@@ -54,76 +54,82 @@ class Events:
         return replace(self, on_host=self, **moved)
 
     @property
+    def host(self) -> "Events":
+        """The events in the host's memory; rows and what is asked of them lie there too."""
+        return self.on_host or self
+
+    @property
     def ranked(self) -> Tensor:
         """[U] bool: users with enough events to be ranked; the others' events all train."""
-        return self.offsets.diff() >= MIN_RANKED_EVENTS
+        return self.host.offsets.diff() >= MIN_RANKED_EVENTS
 
     def train_rows(self) -> Tensor:
         """Targets of fine-tuning: every event with a history, less the last two of a ranked user."""
-        held_out = torch.where(self.ranked, 2, 0).repeat_interleave(self.offsets.diff())
-        end = self.offsets[1:].repeat_interleave(self.offsets.diff()) - held_out
-        index = torch.arange(len(self.items), device=self.items.device)
-        return index[(index > self.first) & (index < end)]
+        host, counts = self.host, self.host.offsets.diff()
+        held_out = torch.where(self.ranked, 2, 0).repeat_interleave(counts)
+        end = host.offsets[1:].repeat_interleave(counts) - held_out
+        index = torch.arange(len(host.items))
+        return index[(index > host.first) & (index < end)]
 
     def all_rows(self) -> Tensor:
         """Targets of pre-training: every event with a history, nothing held out."""
-        index = torch.arange(len(self.items), device=self.items.device)
-        return index[index > self.first]
+        index = torch.arange(len(self.host.items))
+        return index[index > self.host.first]
 
     def valid_rows(self) -> Tensor:
         """The last but one event of every ranked user."""
-        return self.offsets[1:][self.ranked] - 2
+        return self.host.offsets[1:][self.ranked] - 2
 
     def test_rows(self) -> Tensor:
         """The last event of every ranked user."""
-        return self.offsets[1:][self.ranked] - 1
+        return self.host.offsets[1:][self.ranked] - 1
 
     def popularity(self) -> Tensor:
         """[n_items + 1] events an item, without the held-out ones; 0 for padding."""
         held_out = torch.cat([self.valid_rows(), self.test_rows()])
-        keep = torch.ones_like(self.items, dtype=torch.bool)
+        keep = torch.ones_like(self.host.items, dtype=torch.bool)
         keep[held_out] = False
-        return torch.bincount(self.items[keep], minlength=self.n_items + 1)
+        return torch.bincount(self.host.items[keep], minlength=self.n_items + 1)
 
     def lengths(self, targets: Tensor, max_length: int) -> Tensor:
-        """How many of the last ``max_length`` events before each of the ``targets`` [B] there are; all on the host."""
-        return (targets - (self.on_host or self).first[targets]).clamp(max=max_length)
+        """How many of the last ``max_length`` events before each of the ``targets`` [B] there are."""
+        return (targets - self.host.first[targets]).clamp(max=max_length)
 
     def items_at_hand(self, targets: Tensor, max_length: int) -> Tensor:
-        """Items [M] of the rows that end before ``targets`` [B] and of the targets, each once, ascending; on the host.
+        """Items [M] of the rows that end before ``targets`` [B] and of the targets, each once, ascending.
 
         A mark for every item takes a tenth of the time of a sort.
         """
         counts = self.lengths(targets, max_length) + 1
         start = (targets + 1 - counts.cumsum(0)).repeat_interleave(counts)
         marks = torch.zeros(self.n_items + 1, dtype=torch.bool)
-        marks[(self.on_host or self).items[start + torch.arange(len(start))]] = True
+        marks[self.host.items[start + torch.arange(len(start))]] = True
         return marks.nonzero()[:, 0]
 
     def batch(self, targets: Tensor, max_length: int, *, time: bool = False, target_time: bool = False) -> Rows:
         """Cut the rows that end before ``targets``, without waiting for the device.
 
         Args:
-            targets: [B] int64 event indices, on the host.
+            targets: [B] int64 event indices, in the host's memory.
             max_length: L; a row keeps the last L events before its target.
             time: give the rows their times.
             target_time: leave the target's time in the first padded position, a leak (``System.target_time_in_row``).
         """
-        on_host = self.lengths(targets, max_length)
-        targets, lengths = (send(v, self.items.device) for v in (targets, on_host))
+        host_lengths = self.lengths(targets, max_length)
+        targets, lengths = (send(v, self.items.device) for v in (targets, host_lengths))
         start = targets - lengths
         span = torch.arange(max_length, device=targets.device)
         # the target itself stands at position `length`: reading so far never leaves the array
         index = torch.minimum(start[:, None] + span, targets[:, None])
         real = span < lengths[:, None]
-        width = int(on_host.max())
+        width = int(host_lengths.max())
         items = torch.where(real[:, :width], self.items[index[:, :width]], 0)
         times = has_time = None
         if time and self.times is not None and self.timed is not None:
             shown = span <= lengths[:, None] if target_time else real
             times = torch.where(shown, self.times[index], 0)
             has_time = (self.timed[index] | ~shown).all(dim=1)
-        return Rows(items, lengths, self.items[targets], times, has_time, on_host)
+        return Rows(items, lengths, self.items[targets], times, has_time, host_lengths)
 
 
 def send(tensor: Tensor, device: torch.device) -> Tensor:

@@ -15,7 +15,7 @@ from mmm4rec.io import write_parquet
 from mmm4rec.models.base import System, build
 from mmm4rec.training.data import load_catalogue, load_events
 from mmm4rec.training.distributed import require_one
-from mmm4rec.training.loop import History, Loss, resolve_device, train
+from mmm4rec.training.loop import History, Loss, finetune_loss, pretrain_loss, resolve_device, train
 from mmm4rec.training.run import load_pretrained, remove_state, run_environment, write_run
 from mmm4rec.training.scalars import scalars
 
@@ -91,10 +91,10 @@ def finetune(
                 **options,
             )
 
-    indomain = stage(settings["indomain"], System.pretrain_losses, "indomain") if settings.get("indomain") else None
+    indomain = stage(settings["indomain"], pretrain_loss, "indomain") if settings.get("indomain") else None
     if pretrained or indomain:
         freeze(system)
-    history = stage(settings["stage"], System.finetune_losses, validate=validate) if settings["stage"] else History()
+    history = stage(settings["stage"], finetune_loss, validate=validate) if settings["stage"] else History()
     ranks = rank_targets(system, events, test_rows, **ranking).cpu()
     test = summarise(ranks)
     metrics = {"test": test, "valid": validate(), "users": len(ranks), "time": system.timed}

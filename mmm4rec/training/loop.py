@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +32,22 @@ SAVE_SECONDS = 60.0  # training state is written at most this often, and at the 
 
 #: positions of batches of one step that are encoded together: so few alone leave a GPU waiting for the next kernel. A
 #: processor is busy with those of one batch, and keeps less in memory.
-POSITIONS_AT_ONCE = {"cpu": 0, "cuda": 2**17}
+POSITIONS_AT_ONCE = {"cpu": 0, "cuda": 2**15}
 
-#: the loss of rows that are batches of so many, the sum of the batches' means: ``System.finetune_losses``, say
+#: of (system, tables, rows, size): the sum, over batches of ``size`` rows, of each one's mean loss
 Loss = Callable[[System, Tables, Rows, int], Tensor]
+
+
+def finetune_loss(system: System, tables: Tables, rows: Rows, size: int) -> Tensor:
+    """The loss on a target."""
+    return system.finetune_loss(tables, rows) / size
+
+
+def pretrain_loss(system: System, tables: Tables, rows: Rows, size: int) -> Tensor:
+    """The loss of pre-training, and of a first stage on the target."""
+    if len(rows.targets) <= size:
+        return system.pretrain_loss(tables, rows)
+    return system.in_batch_losses(tables, rows, size)
 
 
 @dataclass
@@ -117,9 +128,9 @@ def train(
     Args:
         system: on the device of ``events``.
         events: what rows are cut from.
-        targets: [R] int64 event indices, the training rows.
+        targets: [R] int64 event indices in the host's memory, the training rows.
         stage: optimiser, batches, epochs, early stopping.
-        loss: of the stage, ``System.finetune_losses`` or ``System.pretrain_losses``.
+        loss: of the stage, ``finetune_loss`` or ``pretrain_loss``.
         seed: of shuffling and dropout.
         time_aware: give rows their times.
         whole_catalogue: item tables of all items (fine-tuning) or of a step's items only (pre-training).
@@ -136,7 +147,6 @@ def train(
     if not len(targets):
         raise UserError("no training row: every ranked user needs at least four events to train on one")
     device = events.items.device
-    targets = targets.cpu()
     optimizer = make_optimizer(system, stage)
     history, best_weights = History(), _weights(system)
     within: dict[str, Any] | None = None  # how far an unfinished epoch is
@@ -291,7 +301,7 @@ def train_step(
 ) -> Tensor:
     """One optimiser step over [B] event indices a batch, see ``train``; returns the loss summed over the rows.
 
-    Indices are the host's; nothing in here waits for the device.
+    Indices are in the host's memory. Nothing here waits for the device; a system's loss may.
     """
     device, length = events.items.device, system.max_length
     ids = None if whole_catalogue else send(events.items_at_hand(torch.cat(tuple(batches)), length), device)
@@ -299,7 +309,7 @@ def train_step(
         tables = system.item_tables(ids)
     leaves = tuple(_leaf(t) for t in tables)
     total = torch.zeros((), device=device, dtype=torch.float64)
-    for targets, size in _together(events, batches, length):
+    for targets, size in _groups(events, batches, length, POSITIONS_AT_ONCE[device.type] * system.encodes_together):
         rows = events.batch(targets, length, time=time_aware, target_time=system.target_time_in_row)
         if ids is not None:
             rows = _renumber(rows, ids)
@@ -319,16 +329,21 @@ def train_step(
     return total
 
 
-def _together(events: Events, batches: Sequence[Tensor], max_length: int) -> Iterator[tuple[Tensor, int]]:
-    """Targets of batches to be encoded together, and the size of these batches: all of one group have the same."""
-    most, group, positions = POSITIONS_AT_ONCE[events.items.device.type], [batches[0]], 0
-    for before, batch in pairwise(batches):
-        positions += int(events.lengths(before, max_length).sum())
-        if len(batch) != len(before) or positions + int(events.lengths(batch, max_length).sum()) > most:
-            yield torch.cat(group), len(before)
-            group, positions = [], 0
-        group.append(batch)
-    yield torch.cat(group), len(group[0])
+def _groups(events: Events, batches: Sequence[Tensor], max_length: int, most: int) -> list[tuple[Tensor, int]]:
+    """Batches that are encoded together, ``most`` positions in all: the targets of a group, and how many a batch has.
+
+    A batch of another size, the short rest of an epoch, is a group of its own, and so is one that does not fit.
+    """
+    groups: list[list[Tensor]] = []
+    positions = 0
+    for batch in batches:
+        more = int(events.lengths(batch, max_length).sum())
+        positions += more
+        if not groups or len(batch) != len(groups[-1][0]) or positions > most:
+            groups.append([])
+            positions = more
+        groups[-1].append(batch)
+    return [(torch.cat(group), len(group[0])) for group in groups]
 
 
 def _leaf(table: Tensor) -> Tensor:

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 
 from mmm4rec.config import StageSettings
-from mmm4rec.models.base import System, build
+from mmm4rec.models.base import build
 from mmm4rec.training.data import load_catalogue, load_events
 from mmm4rec.training.distributed import is_main, process_group, ranks
-from mmm4rec.training.loop import resolve_device, train
+from mmm4rec.training.loop import pretrain_loss, resolve_device, train
 from mmm4rec.training.run import remove_state, run_environment, write_run
 from mmm4rec.training.scalars import scalars
 
@@ -57,7 +57,7 @@ def pretrain(
                 events,
                 events.all_rows(),
                 StageSettings(**settings["stage"]),
-                System.pretrain_losses,
+                pretrain_loss,
                 seed=settings["seed"],
                 time_aware="time" in settings["reads"],
                 whole_catalogue=False,

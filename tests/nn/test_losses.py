@@ -72,3 +72,14 @@ def test_a_loss_without_gradients_and_one_of_no_rows():
     none = full_cross_entropy(users[:0].requires_grad_(), candidates, targets[:0], "sum")
     none.backward()
     assert none.item() == 0
+
+
+def test_mixed_precision_leaves_the_scores_as_they_are():
+    users, candidates, targets = torch.randn(5, 8), torch.randn(30, 8), torch.randint(30, (5,))
+    expected = full_cross_entropy(users, candidates, targets)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(full_cross_entropy(users, candidates, targets), expected)
+    halves = full_cross_entropy(users.bfloat16(), candidates.bfloat16(), targets)
+    torch.testing.assert_close(
+        halves, full_cross_entropy(users.bfloat16().float(), candidates.bfloat16().float(), targets)
+    )

@@ -9,21 +9,21 @@ from small_systems import LEARNING, catalogue, small
 
 from mmm4rec.config import read_system
 from mmm4rec.models import base
-from mmm4rec.models.base import System
 from mmm4rec.nn import mamba
+from mmm4rec.planning.measure import stages
 from mmm4rec.training import loop
 from mmm4rec.training.data import load_events
-from mmm4rec.training.loop import train_step
+from mmm4rec.training.loop import finetune_loss, pretrain_loss, train_step
 
-#: pairs of a system and a loss that it is trained with
-TRAINED = [
-    (key, stage)
-    for key in LEARNING
-    for stage in ("pretrain", "finetune")
-    if stage == "finetune" or (read_system(key).pretrain and not read_system(key).pretrained_as)
-]
-#: these ask how many tokens, dropped items, interests or masked slots there are
-WAITING = {("mmsrec", "pretrain"), ("mmsrec", "finetune"), ("missrec", "pretrain"), ("unisrec", "pretrain")}
+TRAINED = [(key, stage) for key in LEARNING for stage in stages(read_system(key)) if stage != "scratch"]
+#: these ask how many tokens, dropped or masked items there are
+WAITING = {
+    ("mmsrec", "pretrain"),
+    ("mmsrec", "finetune"),
+    ("missrec", "pretrain"),
+    ("unisrec", "pretrain"),
+    ("s3rec", "indomain"),
+}
 
 
 @pytest.fixture
@@ -38,18 +38,9 @@ def events(make_domain):
 def step(system, events, stage, batches):
     """Loss and gradients of one."""
     optimizer = Mock(param_groups=[{"params": list(system.parameters())}])
-    pretraining = stage == "pretrain"
-    total = train_step(
-        system,
-        events,
-        batches,
-        optimizer,
-        System.pretrain_losses if pretraining else System.finetune_losses,
-        max_grad_norm=None,
-        time_aware=True,
-        whole_catalogue=not pretraining,
-        precision="32-true",
-    )
+    loss = finetune_loss if stage == "finetune" else pretrain_loss
+    how = {"max_grad_norm": None, "time_aware": True, "whole_catalogue": stage != "pretrain", "precision": "32-true"}
+    total = train_step(system, events, batches, optimizer, loss, **how)
     return total, {name: p.grad for name, p in system.named_parameters()}
 
 
@@ -72,13 +63,12 @@ def test_batches_encoded_together_have_the_losses_and_gradients_of_each_alone(ev
         torch.testing.assert_close(gradients, results[0][1], rtol=1e-4, atol=1e-5)
 
 
-def test_as_many_batches_go_together_as_their_positions_allow(events, monkeypatch):
+def test_as_many_batches_go_together_as_their_positions_allow(events):
     rows = events.all_rows()
     batches = [rows[:4], rows[4:8], rows[8:12], rows[12:15]]
     positions = [int(events.batch(batch, 6).lengths.sum()) for batch in batches]
     for most, sizes in ((sum(positions), [12, 3]), (sum(positions[:2]), [8, 4, 3]), (0, [4, 4, 4, 3])):
-        monkeypatch.setitem(loop.POSITIONS_AT_ONCE, "cpu", most)
-        groups = list(loop._together(events, batches, 6))
+        groups = loop._groups(events, batches, 6, most)
         assert [len(targets) for targets, _ in groups] == sizes
         assert [size for _, size in groups] == [4] * (len(groups) - 1) + [3]
         assert torch.equal(torch.cat([targets for targets, _ in groups]), rows[:15])
@@ -89,8 +79,7 @@ def test_a_step_asks_the_device_for_nothing(events, monkeypatch, key, stage):
     """On the device `meta` tensors have a shape and no numbers: what would wait for one fails."""
     for costs in (loop.POSITIONS_AT_ONCE, base.CHUNK_COST, base.CHUNK_POSITIONS, mamba.BLOCK):
         monkeypatch.setitem(costs, "meta", costs["cuda"])
-    # which know no such device
-    monkeypatch.setattr(torch, "is_autocast_enabled", lambda device_type: False)
+    # which knows no such device
     monkeypatch.setattr(torch, "autocast", lambda device_type, enabled: nullcontext())
     system = small(key, catalogue(events.n_items), pretraining=stage == "pretrain")
     system.train()

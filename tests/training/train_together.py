@@ -11,10 +11,9 @@ from small_systems import catalogue, small
 
 from mmm4rec.config import StageSettings
 from mmm4rec.errors import UserError
-from mmm4rec.models.base import System
 from mmm4rec.training.data import load_events
 from mmm4rec.training.distributed import process_group, require_same_epoch
-from mmm4rec.training.loop import OPTIMIZERS, train
+from mmm4rec.training.loop import OPTIMIZERS, pretrain_loss, train
 
 #: with random noise and augmented rows (UniSRec, MISSRec), clusters (MISSRec), random codes (VQRec), and without
 SYSTEMS = ["mmm4rec", "unisrec", "missrec", "vqrec", "zesrec"]
@@ -37,7 +36,7 @@ def trained(domain, key, state=None, *, epochs=2, batch_size=16, optimizer="adam
     )
     options = {"seed": 3, "time_aware": True, "whole_catalogue": False, "state_dir": state, "save_seconds": 0.0}
     with patch.dict(OPTIMIZERS, adam=torch.optim.SGD):
-        history = train(system, events, events.all_rows(), stage, System.pretrain_losses, **options)
+        history = train(system, events, events.all_rows(), stage, pretrain_loss, **options)
     return {"losses": [row["loss"] for row in history.epochs], "weights": system.state_dict()}
 
 
