@@ -63,10 +63,10 @@ class Size:
 
 
 DOMAINS = {
-    "Demo_Kitchen": Size(1500, 5),
-    "Demo_Garden": Size(1500, 5),
-    "Demo_Garage": Size(400, 4),
-    "Demo_Studio": Size(400, 4),
+    "Demo_Kitchen": Size(1000, 5),
+    "Demo_Garden": Size(1000, 5),
+    "Demo_Garage": Size(300, 3),
+    "Demo_Studio": Size(300, 3),
 }
 
 
