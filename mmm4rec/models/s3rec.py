@@ -8,6 +8,7 @@ Shapes: B rows, L positions, N items, A attributes with a description, K of them
 positions of a batch or of a part of it.
 """
 
+import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -23,6 +24,8 @@ from mmm4rec.models.items import IdVectors, TextVectors
 from mmm4rec.models.transformer import TransformerSettings, TransformerSystem
 from mmm4rec.nn.initialise import normal_
 from mmm4rec.nn.negatives import unseen
+
+log = logging.getLogger(__name__)
 
 
 class S3RecSettings(TransformerSettings):
@@ -53,6 +56,7 @@ class FirstStage(nn.Module):
         self.sp = nn.Linear(width, width)
         self.apply(normal_)
         self.register_buffer("described", self.attribute.text.any(dim=1), persistent=False)
+        log.info("no attributes of items: each item's text vector is the one attribute that it has")
         if "noise_features" in settings.defects:  # persistent: the weights mean nothing without it
             self.attribute.register_buffer("text", 0.02 * torch.randn_like(self.attribute.text))
 

@@ -265,7 +265,9 @@ def notes(table: list[Run], dataset: str) -> list[str]:
         notes.append("time: off (the domain has no timestamps, or the settings leave them out).")
     scratch = sorted({r["system"] for r in runs if not r["config"]["pretrained"]})
     carried = sorted({r["system"] for r in runs if r["config"]["pretrained"]})
-    notes.append(f"From scratch: {', '.join(scratch) or 'none'}; pre-trained: {', '.join(carried) or 'none'}.")
+    sources = sorted({s for r in runs for s in (r["config"].get("pretraining") or {}).get("sources", [])})
+    where = f" on {', '.join(sources)}" if sources else ""
+    notes.append(f"From scratch: {', '.join(scratch) or 'none'}; pre-trained{where}: {', '.join(carried) or 'none'}.")
     if carried and len({r["seed"] for r in runs}) > 1:
         notes.append("Pre-training is done once, for all seeds: what another one would change is in no spread.")
     for (key, bad), defect, note in CAVEATS:
@@ -307,10 +309,12 @@ def own_settings(table: list[Run]) -> list[str]:
 def _changed(config: dict[str, Any]) -> str:
     """What of a run's settings differs from its system's file, as ``key value (the file's)``."""
     file = read_system(config["system"])
+    carried_from = read_system(file.pretrained_as) if file.pretrained_as else file
     pairs = [(key, value, file.settings.get(key)) for key, value in config["settings"].items()]
     for prefix, stage, own in (
         ("", config["stage"], file.finetune),
         ("indomain.", config.get("indomain"), file.indomain),
+        ("pretrain.", (config.get("pretraining") or {}).get("stage"), carried_from.pretrain),
     ):
         if stage and own:
             pairs += [(prefix + key, value, getattr(own, key, None)) for key, value in stage.items()]

@@ -16,7 +16,7 @@ from mmm4rec.models.base import System, build
 from mmm4rec.training.data import load_catalogue, load_events
 from mmm4rec.training.distributed import require_one
 from mmm4rec.training.loop import History, Loss, finetune_loss, pretrain_loss, resolve_device, train
-from mmm4rec.training.run import load_pretrained, remove_state, run_environment, write_run
+from mmm4rec.training.run import load_pretrained, read_pretraining, remove_state, run_environment, write_run
 from mmm4rec.training.scalars import scalars
 
 log = logging.getLogger(__name__)
@@ -107,6 +107,7 @@ def finetune(
         "time": "on" if system.timed else "off",
         "domain_path": str(domain),
         "features_path": str(features) if features else None,
+        "pretraining": read_pretraining(pretrained) if pretrained else None,
     }
     write_run(out, settings | inputs, system, history, metrics, made_with, indomain)
     remove_state(state)

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mmm4rec.errors import UserError
-from mmm4rec.io import atomic, write_json, write_text
+from mmm4rec.io import atomic, read_json, write_json, write_text
 from mmm4rec.models.base import System
 from mmm4rec.provenance import environment
 from mmm4rec.training.loop import History
@@ -106,6 +106,12 @@ def load_pretrained(system: System, folder: Path) -> None:
     fresh = [name for name in own if name not in fitting]
     log.info("carried over %d of %d tensors; fresh: %s", len(fitting), len(own), ", ".join(fresh) or "none")
     system.load_state_dict(fitting, strict=False)
+
+
+def read_pretraining(folder: Path) -> dict[str, Any]:
+    """What a run keeps in mind of its pre-training: on which sources, and how."""
+    config = read_json(folder / "config.json")
+    return {"sources": config["sources"], "stage": config["stage"]}
 
 
 def _size(weights: dict[str, Tensor]) -> int:

@@ -1,3 +1,4 @@
+import logging
 import math
 
 import pytest
@@ -196,3 +197,9 @@ def test_its_settings_file_builds():
     system = build("s3rec", file.settings, catalogue())
     assert system.first_stage.aap.weight.shape == (300, 300)
     assert file.indomain.epochs == 300
+
+
+def test_it_says_that_an_items_text_is_its_attribute(caplog):
+    with caplog.at_level(logging.INFO):
+        small("s3rec")
+    assert "each item's text vector is the one attribute" in caplog.text

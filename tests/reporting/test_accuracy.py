@@ -167,6 +167,20 @@ def test_settings_other_than_the_files_are_listed_below(tmp_path):
     assert "\n- s3rec: indomain.epochs 16 (300)\n" in (tmp_path / "t.md").read_text()
 
 
+def test_where_and_how_a_system_was_pre_trained_is_said(tmp_path):
+    file = read_system("unisrec_t")  # starts from UniSRec's weights
+    before = {"sources": ["food", "home"], "stage": read_system("unisrec").pretrain.model_dump() | {"batch_size": 1024}}
+    settings = {"settings": file.settings, "stage": file.finetune.model_dump()}
+    runs = [
+        write_run(tmp_path, "unisrec_t", 1, 0.2, **settings, pretrained=True, pretraining=before),
+        write_run(tmp_path, "pop", 1, 0.2, pretraining=None),
+    ]
+    accuracy.write_accuracy_table(3, runs, tmp_path / "t.csv", systems=["unisrec_t", "pop"])
+    text = (tmp_path / "t.md").read_text()
+    assert "From scratch: pop; pre-trained on food, home: unisrec_t." in text
+    assert "\n- unisrec_t: pretrain.batch_size 1024 (8192)\n" in text
+
+
 @pytest.mark.parametrize(
     ("number", "dataset", "users", "cells"),
     [
