@@ -36,6 +36,7 @@ def environment(modules: list[str], device: str) -> dict[str, Any]:
     cuda = device == "cuda"
     return {
         "mmm4rec": __version__,
+        "date": datetime.now(UTC).date().isoformat(),
         "commit": commit(),
         "code": {"modules": modules, "sha256": code_hash(modules)},
         "python": platform.python_version(),
@@ -80,6 +81,7 @@ def summary(runs: Sequence[Path], config: dict[str, Any]) -> dict[str, Any]:
     text = json.dumps(config, sort_keys=True, default=str)
     return {
         "date": datetime.now(UTC).date().isoformat(),
+        "dates_of_runs": sorted({e["date"] for e in environments if "date" in e}),
         "commit": commit(),
         "config_sha256": hashlib.sha256(text.encode()).hexdigest(),
         "seeds": sorted({e["seed"] for e in environments}),
@@ -126,13 +128,18 @@ def check(run: Path) -> bool:
 
 
 def _processor() -> str:
-    """The processor's name, where the system tells it."""
+    """The processor's name, where the system tells it, with family and model: virtual machines shorten names."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return next(iter(names), platform.processor() or platform.machine())
+    said: dict[str, str] = {}
+    for key, _, value in (line.partition(":") for line in lines):
+        said.setdefault(key.strip(), value.strip())  # of the first processor
+    if "model name" not in said:
+        return platform.processor() or platform.machine()
+    numbers = [f"{key.removeprefix('cpu ')} {said[key]}" for key in ("cpu family", "model") if key in said]
+    return said["model name"] + (f" ({', '.join(numbers)})" if numbers else "")
 
 
 def _version(package: str) -> str | None:

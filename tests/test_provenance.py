@@ -43,6 +43,14 @@ def test_the_device_is_the_one_that_was_used(monkeypatch):
     assert (made["device"], made["cuda"]) == (provenance._processor(), None)
 
 
+def test_a_processor_has_a_family_and_a_model_where_its_name_says_little(monkeypatch):
+    said = "processor : 0\ncpu family\t: 25\nmodel\t\t: 1\nmodel name\t: AMD EPYC\n\nprocessor : 1\nmodel\t: 2\n"
+    monkeypatch.setattr(provenance.Path, "read_text", lambda *_, **__: said)
+    assert provenance._processor() == "AMD EPYC (family 25, model 1)"
+    monkeypatch.setattr(provenance.Path, "read_text", lambda *_, **__: "model name : Abacus\n")
+    assert provenance._processor() == "Abacus"
+
+
 def test_the_hash_covers_names_and_contents_of_all_modules(tmp_path, monkeypatch):
     package = tmp_path / "mmm4rec"
     (package / "sub").mkdir(parents=True)

@@ -22,6 +22,11 @@ DAGGER = "†"
 COMPARISON = ("system", "other", "others", "difference", "low", "high", "p", "p_holm")
 TEST_COLUMNS = ("dataset", "metric", *COMPARISON)
 PICKED = "Where the other is ahead, its p counts as often as there are other systems: it was picked as their best."
+LIMITS = (
+    "The test is of these trained runs: what other seeds would change is not in it. The comparisons of a table are "
+    "corrected together, so that the same two systems may be marked in one table and not in another."
+)
+HITS = 50  # draws beyond a p that is just significant after all corrections: it is known to 14 %
 #: a gain that the paper puts forward: table, dataset, metric
 HEADLINE = (2, "pantry", "ndcg@10")
 OVER_ALL = "Improvements of print are over all systems of its own table."
@@ -127,7 +132,7 @@ def correct(rows: Sequence[dict[str, Any]]) -> None:
     """Give every comparison ``p_holm``: its p, corrected for the search for the other system and for all comparisons.
 
     Where the other is ahead, it was picked as the best of K that all had their chance to be, and its p counts K times
-    (Bonferroni). Where ours is ahead of the best, it is ahead of all, and nothing was picked. Then Holm.
+    (Bonferroni). Where ours is ahead, nothing was picked in favour of the difference. Then Holm.
     """
     picked = [min(1.0, row["p"] * (row["others"] if row["difference"] < 0 else 1)) for row in rows]
     for row, corrected in zip(rows, holm(picked), strict=True):
@@ -144,6 +149,27 @@ def compare(table: Sequence[Run], ours: str) -> list[dict[str, Any]]:
         UserError: two runs rank other users.
     """
     rows = []
+    users = users_of(table)
+    draws = enough_draws(len(users), len(others({run["system"] for run in table})))
+    for (dataset, metric), values in users.items():
+        if found := against_best(values, ours, draws=draws):
+            rows.append({"dataset": dataset, "metric": metric, **found})
+    correct(rows)
+    return rows
+
+
+def enough_draws(comparisons: int, candidates: int) -> int:
+    """Draws of a permutation test after which a p that is just significant, all corrections made, is known well."""
+    return max(DRAWS, round(HITS / LEVEL) * comparisons * candidates)
+
+
+def users_of(table: Sequence[Run]) -> dict[tuple[str, str], dict[str, Values]]:
+    """By dataset and metric: the users' values [U] of every system, the mean over its seeds.
+
+    Raises:
+        UserError: two runs rank other users.
+    """
+    found = {}
     for dataset in dict.fromkeys(run["dataset"] for run in table):
         runs = [run for run in table if run["dataset"] == dataset]
         for run in runs:
@@ -154,11 +180,8 @@ def compare(table: Sequence[Run], ours: str) -> list[dict[str, Any]]:
             values: dict[str, list[Values]] = {}
             for run in runs:
                 values.setdefault(run["system"], []).append(per_user(metric, run["ranks"]))
-            found = against_best({system: np.mean(v, axis=0) for system, v in values.items()}, ours)
-            if found:
-                rows.append({"dataset": dataset, "metric": metric, **found})
-    correct(rows)
-    return rows
+            found[dataset, metric] = {system: np.mean(v, axis=0) for system, v in values.items()}
+    return found
 
 
 def _values(table: Iterable[Run], dataset: str, system: str, metric: str) -> list[float]:
@@ -211,7 +234,8 @@ def _markdown(
             best = max(means.values())
             cells = [_cell(values[s], best) for s in systems]
             mark = DAGGER if (dataset, metric) in significant else ""
-            lines.append(f"| {metric} | ours | {' | '.join(cells)} | {improvement(means, OURS[number])}{mark} |")
+            found = gain(means, OURS[number])
+            lines.append(f"| {metric} | ours | {' | '.join(cells)} | {f'{found[0]:.2f}' if found else '-'}{mark} |")
             print_cells = [print_cell(number, printed, (dataset, s, metric)) for s in systems]
             if any(print_cells):
                 in_print = improvement(_of(printed, dataset, metric), OURS[number])
@@ -222,7 +246,7 @@ def _markdown(
     if significant:
         lines.append(
             f"{DAGGER} {read_system(OURS[number]).name} and the best other system differ: paired permutation test over "
-            f"the users, p < {LEVEL} after Holm's correction for {len(tests)} comparisons. {PICKED}\n"
+            f"the users, p < {LEVEL} after Holm's correction for {len(tests)} comparisons. {PICKED} {LIMITS}\n"
         )
     lines += own_settings(table)
     if printed:
@@ -263,6 +287,9 @@ def notes(table: list[Run], dataset: str) -> list[str]:
     timed = [r for r in runs if "time" in r["config"]["reads"]]
     if timed and not any(r["time"] for r in timed):
         notes.append("time: off (the domain has no timestamps, or the settings leave them out).")
+    described = [r["config"]["features"] for r in runs if r["config"].get("features")]
+    for encoder, text, image in sorted({(str(d["encoder"]), d["text"], d["image"]) for d in described}):
+        notes.append(f"Features: {encoder}; text of {100 * text:.0f} %, images of {100 * image:.0f} % of the items.")
     scratch = sorted({r["system"] for r in runs if not r["config"]["pretrained"]})
     carried = sorted({r["system"] for r in runs if r["config"]["pretrained"]})
     sources = sorted({s for r in runs for s in (r["config"].get("pretraining") or {}).get("sources", [])})

@@ -75,9 +75,14 @@ def ratios(seconds: dict[str, float]) -> dict[str, float]:
 def _markdown(table: list[Run], systems: Sequence[str]) -> str:
     names = {system: read_system(system).name for system in systems}
     printed = comparable(5, {run["dataset"]: run["users"] for run in table})
-    devices = sorted({run["device"] for run in table})
+    devices: dict[str, list[str]] = {}
+    for run in table:
+        where = f"{run['system']} on {run['dataset']}"
+        if where not in devices.setdefault(run["device"], []):
+            devices[run["device"]].append(where)
+    named = "; ".join(f"{device}: {', '.join(runs)}" for device, runs in sorted(devices.items()))
     lines = ["# Table V: epochs and seconds to the best validation score", "", NOTE, ""]
-    lines += [f"Device: {', '.join(devices)}.", ""]
+    lines += [f"Devices: {named}." if len(devices) > 1 else f"Device: {', '.join(devices)}.", ""]
     lines += ["| dataset | quantity | | " + " | ".join(names.values()) + " |", "|---|---|---|" + "---:|" * len(systems)]
     claims = []
     for dataset in dict.fromkeys(run["dataset"] for run in table):

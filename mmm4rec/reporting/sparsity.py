@@ -6,6 +6,7 @@ Beyond the paper, and from the ranks of finished runs alone: nothing is trained 
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,17 @@ from mmm4rec.evaluation.metrics import METRICS, per_user
 from mmm4rec.evaluation.significance import DRAWS, Values
 from mmm4rec.features.store import read_table
 from mmm4rec.io import write_text
-from mmm4rec.reporting.accuracy import COMPARISON, DAGGER, LEVEL, PICKED, against_best, correct, notes, own_settings
+from mmm4rec.reporting.accuracy import (
+    COMPARISON,
+    DAGGER,
+    LEVEL,
+    LIMITS,
+    PICKED,
+    against_best,
+    correct,
+    notes,
+    own_settings,
+)
 from mmm4rec.reporting.runs import Run, read_run, rounded, to_csv
 from mmm4rec.training.data import Events, load_events
 
@@ -123,7 +134,7 @@ def write_sparsity_table(
     ]
     write_text(out, to_csv(COLUMNS, rows))
     write_text(out.with_name(f"{out.stem}_tests.csv"), to_csv(TEST_COLUMNS, tests))
-    write_text(out.with_suffix(".md"), _markdown(table, results, systems))
+    write_text(out.with_suffix(".md"), _markdown(table, results, systems, bins))
 
 
 def bins_of(events: Events, features: Path | None) -> list[Bin]:
@@ -196,7 +207,18 @@ def _measure(dataset: str, runs: Sequence[Run], bins: Sequence[Bin], draws: int)
     return results
 
 
-def _markdown(table: list[Run], results: Sequence[Result], systems: Sequence[str]) -> str:
+def same_users(bins: Sequence[Bin]) -> list[str]:
+    """What is to be said of bins that hold the same users: they are one finding, not two."""
+    return [
+        f"{one.group} {one.name} and {other.group} {other.name} are the same users."
+        for one, other in combinations(bins, 2)
+        if np.array_equal(one.members, other.members)
+    ]
+
+
+def _markdown(
+    table: list[Run], results: Sequence[Result], systems: Sequence[str], bins: Mapping[str, Sequence[Bin]]
+) -> str:
     ours = read_system(OURS).name
     lines = ["# Where data is thin: cold items, short histories, missing images", "", NOTE, ""]
     comparisons = sum(len(result.tests) for result in results)
@@ -204,12 +226,12 @@ def _markdown(table: list[Run], results: Sequence[Result], systems: Sequence[str
         lines += [
             f"Below the systems: {ours} less the best other system of the bin; {DAGGER} where the two differ by the "
             f"paired permutation test over the users of the bin, p < {LEVEL} after Holm's correction for {comparisons} "
-            f"comparisons. {PICKED}",
+            f"comparisons. {PICKED} {LIMITS}",
             "",
         ]
     for dataset in dict.fromkeys(result.dataset for result in results):
         columns = [result for result in results if result.dataset == dataset]
-        lines += [f"## {dataset}", "", *notes(table, dataset), ""]
+        lines += [f"## {dataset}", "", *notes(table, dataset), *same_users(bins[dataset]), ""]
         heads = ["all" if c.group == "all" else f"{c.group} {c.bin}" for c in columns]
         for metric in METRICS:
             lines += [f"| {metric} | {' | '.join(heads)} |", "|---|" + "---:|" * len(columns)]

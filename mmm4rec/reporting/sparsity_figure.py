@@ -54,7 +54,7 @@ def write_sparsity_figure(table: Path, out: Path) -> None:
             else:
                 panel.set_axis_off()
         if drawn:
-            drawn[0][0].set_ylabel(f"{dataset}: {METRIC}")
+            drawn[0][0].set_ylabel(f"{dataset}: {METRIC}", fontsize=9)
             drawn[0][0].set_ylim(bottom=0)
             _name_lines(*drawn[-1], colours)
     with atomic(out) as part:

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator
 
 from mmm4rec.config import read_system, system_keys
 from mmm4rec.errors import UserError
@@ -16,6 +15,7 @@ from mmm4rec.reporting.plot import panels, write_png
 from mmm4rec.reporting.runs import read_run, to_csv
 from mmm4rec.reporting.table1 import published_users
 
+TICKS = 10  # more would run into each other
 SHOWN = ("recall@10", "ndcg@10")  # the csv has all metrics
 #: the paper's text on its figure: the last items and the share of what 20 reach; it names neither metric nor system
 PRINTED = {"kindle": (5, 0.97)}
@@ -81,11 +81,11 @@ def _finish(axis: Axes, dataset: str, metric: str, lengths: list[int], printed: 
         last, share = printed
         label = f"print: {100 * share:.0f} % with the last {last}"
         axis.plot([last], [100 * share], "X", color="black", markersize=8, linestyle="none", label=label)
-    axis.set_ylim(bottom=0)  # so that noise between shares near 100 % does not look like more
+    axis.set_ylim(0, 1.08 * axis.dataLim.y1)  # from 0, so that noise near 100 % does not look like more
     axis.set_title(f"{dataset}: {metric}", fontsize=10)
     axis.set_xlabel("last items of a history that are seen")
     axis.set_ylabel(f"% of what {lengths[-1]} reach")
-    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axis.set_xticks(lengths if len(lengths) <= TICKS else [1, *range(5, lengths[-1] + 1, 5)])
     axis.legend(fontsize=8, frameon=False, loc="lower right")
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 
 from mmm4rec.config import StageSettings
@@ -12,7 +13,7 @@ from mmm4rec.errors import UserError
 from mmm4rec.evaluation.metrics import summarise
 from mmm4rec.evaluation.ranking import rank_targets
 from mmm4rec.io import write_parquet
-from mmm4rec.models.base import System, build
+from mmm4rec.models.base import Catalogue, System, build
 from mmm4rec.training.data import load_catalogue, load_events
 from mmm4rec.training.distributed import require_one
 from mmm4rec.training.loop import History, Loss, finetune_loss, pretrain_loss, resolve_device, train
@@ -107,11 +108,21 @@ def finetune(
         "time": "on" if system.timed else "off",
         "domain_path": str(domain),
         "features_path": str(features) if features else None,
+        "features": describe(catalogue, features) if features else None,
         "pretraining": read_pretraining(pretrained) if pretrained else None,
     }
     write_run(out, settings | inputs, system, history, metrics, made_with, indomain)
     remove_state(state)
     log.info("test: %s", ", ".join(f"{k} {v:.4f}" for k, v in test.items()))
+
+
+def describe(catalogue: Catalogue, features: Path) -> dict[str, Any]:
+    """What a run keeps in mind of its features: whose they are, and which share of the items has each of them."""
+    metadata = pq.read_schema(features).metadata or {}
+    shares = {"text": catalogue.has_text, "image": catalogue.has_image}
+    return {"encoder": metadata.get(b"encoder", b"").decode() or None} | {
+        name: 0.0 if has is None else round(has[1:].float().mean().item(), 4) for name, has in shares.items()
+    }
 
 
 def freeze(system: System) -> None:

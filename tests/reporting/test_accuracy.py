@@ -167,6 +167,29 @@ def test_settings_other_than_the_files_are_listed_below(tmp_path):
     assert "\n- s3rec: indomain.epochs 16 (300)\n" in (tmp_path / "t.md").read_text()
 
 
+def test_a_loss_is_shown_in_the_text_and_a_dash_in_the_csv(tmp_path):
+    runs = [write_run(tmp_path, system, 1, value) for system, value in (("sasrec", 0.4), ("mmm4rec", 0.1))]
+    accuracy.write_accuracy_table(2, runs, tmp_path / "t.csv", systems=["sasrec", "mmm4rec"])
+    assert {row["improvement"] for row in read(tmp_path / "t.csv")} == {"-"}
+    assert "| **0.4000** | 0.1000 | -75.00† |" in (tmp_path / "t.md").read_text()
+
+
+def test_draws_suffice_for_a_p_that_is_just_significant():
+    """Of 20 comparisons with the best of ten: of 1 / (20 * 10 * 20) of the draws some fifty go beyond."""
+    assert accuracy.enough_draws(20, 10) * accuracy.LEVEL / (20 * 10) == accuracy.HITS
+    assert accuracy.enough_draws(1, 1) == 10_000
+
+
+def test_what_the_features_hold_is_said(tmp_path):
+    known = {"encoder": "siglip", "text": 0.997, "image": 0.36}
+    runs = [
+        write_run(tmp_path, "mmm4rec", 1, 0.2, features=known),
+        write_run(tmp_path, "pop", 1, 0.1, features=None),
+    ]
+    accuracy.write_accuracy_table(2, runs, tmp_path / "t.csv", systems=["pop", "mmm4rec"])
+    assert "Features: siglip; text of 100 %, images of 36 % of the items." in (tmp_path / "t.md").read_text()
+
+
 def test_where_and_how_a_system_was_pre_trained_is_said(tmp_path):
     file = read_system("unisrec_t")  # starts from UniSRec's weights
     before = {"sources": ["food", "home"], "stage": read_system("unisrec").pretrain.model_dump() | {"batch_size": 1024}}

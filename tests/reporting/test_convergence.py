@@ -32,6 +32,14 @@ def test_means_over_the_seeds_beside_print(tmp_path, monkeypatch):
     assert "Device: an abacus." in text
 
 
+def test_devices_are_named_with_their_runs(tmp_path):
+    runs = [write_run(tmp_path, system, 1, 0.1) for system in ("missrec", "mmm4rec")]
+    (runs[0] / "environment.json").write_text('{"device": "a slide rule"}')
+    write_convergence_table(runs, tmp_path / "table5.csv", systems=["missrec", "mmm4rec"])
+    named = "Devices: a slide rule: missrec on scientific; an abacus: mmm4rec on scientific."
+    assert named in (tmp_path / "table5.md").read_text()
+
+
 def test_a_missing_run_is_named(tmp_path):
     run = write_run(tmp_path, "mmm4rec", 1, 0.1)
     with pytest.raises(UserError, match="no finished run of sasrec on scientific"):

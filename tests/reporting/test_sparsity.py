@@ -9,7 +9,15 @@ from finished_runs import write_ranks, write_run
 
 from mmm4rec.errors import UserError
 from mmm4rec.reporting.accuracy import DAGGER, write_accuracy_table
-from mmm4rec.reporting.sparsity import COLUMNS, FEW_MARK, TEST_COLUMNS, bins_of, write_sparsity_table
+from mmm4rec.reporting.sparsity import (
+    COLUMNS,
+    FEW_MARK,
+    TEST_COLUMNS,
+    Bin,
+    bins_of,
+    same_users,
+    write_sparsity_table,
+)
 from mmm4rec.training.data import load_events
 
 #: the third of two events is not ranked and trains whole; the others hold out two events each.
@@ -162,6 +170,12 @@ def test_clear_differences_are_marked_and_corrected_for_all_bins(make_domain, tm
     assert float(tests["1-5", "recall@10"]["p_holm"]) == 1.0
     line = next(line for line in out.with_suffix(".md").read_text().splitlines() if line.startswith("| MMM4Rec less"))
     assert line == f"| MMM4Rec less the best other | +0.5000{DAGGER} | +1.0000{DAGGER} | +0.0000 |"
+
+
+def test_bins_of_the_same_users_are_named_as_such():
+    ones = np.array([True, False, False])
+    bins = [Bin("popularity", "unseen", ones), Bin("text", "missing", ones.copy()), Bin("text", "present", ~ones)]
+    assert same_users(bins) == ["popularity unseen and text missing are the same users."]
 
 
 def test_small_bins_are_marked(run, table):

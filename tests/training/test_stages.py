@@ -108,8 +108,9 @@ def test_transfer_carries_everything_but_ids(config, shop, pretrained, tmp_path)
         finetune(settings, shop, given, pretrained, tmp_path / system)
         metrics = json.loads((tmp_path / system / "metrics.json").read_text())
         assert metrics["parameters"] == metrics["trained_parameters"]
-        before = json.loads((tmp_path / system / "config.json").read_text())["pretraining"]
-        assert before == {"sources": ["other"], "stage": pretrain_settings(config, "mmm4rec")["stage"]}
+        made = json.loads((tmp_path / system / "config.json").read_text())
+        assert made["pretraining"] == {"sources": ["other"], "stage": pretrain_settings(config, "mmm4rec")["stage"]}
+        assert made["features"] == {"encoder": None, "text": 1.0, "image": 0.6667}
     with_id, without = (
         json.loads((tmp_path / s / "metrics.json").read_text())["parameters"] for s in ("mmm4rec", "mmm4rec_noid")
     )

@@ -105,6 +105,8 @@ def test_every_table_of_one_domain_alone(tmp_path):
     jobs = planned(tmp_path, "results/tables/table4/pantry.csv", example=None, sources=[])
     data = {"download": 2, "prepare": 1, "images": 1, "encoder": 1, "embed": 1}
     assert jobs == data | {"with_image": 1, "finetune": 4 * 3, "accuracy_table": 1}
+    jobs = planned(tmp_path, "results/tables/table1/pantry.csv", example=None)
+    assert jobs == data | {"table1": 1}
     for number, systems in ((5, 4), (6, 5)):
         jobs = planned(tmp_path, f"results/tables/table{number}/pantry.csv", example=None, sources=[])
         rule = {5: "convergence_table", 6: "ablation_table"}[number]

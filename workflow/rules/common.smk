@@ -170,9 +170,14 @@ def finetune_inputs(wildcards):
     }
 
 
+def table1_domains(wildcards):
+    """Every domain of the run, or the one that the file is named after."""
+    return [wildcards.part.removeprefix("/")] if wildcards.part else [*CONFIG.sources, *CONFIG.targets]
+
+
 def table1_inputs(wildcards):
-    """Every prepared domain, and their features if any system reads them."""
-    domains = [*CONFIG.sources, *CONFIG.targets]
+    """Prepared domains, and their features if any system reads them."""
+    domains = table1_domains(wildcards)
     some_system = next((name for name in CONFIG.systems if reads_features(CONFIG, name)), None)
     return {
         "domain": [domain_file(name) for name in domains],
@@ -341,9 +346,10 @@ def result_params(wildcards):
 
 def table1_params(wildcards):
     """Settings of Table I, as JSON; comparable with print are domains of the 2018 edition, filtered as in the paper."""
-    names = {name: paper_domain(CONFIG, name) for name in [*CONFIG.sources, *CONFIG.targets]}
+    names = {name: paper_domain(CONFIG, name) for name in table1_domains(wildcards)}
     published = {name: printed for name, printed in names.items() if printed}
-    settings = {"published": published, "gate": CONFIG.gate, "sources": CONFIG.sources}
+    sources = [] if wildcards.part else CONFIG.sources  # their union is a row of its own
+    settings = {"published": published, "gate": CONFIG.gate, "sources": sources}
     return json.dumps({"version": VERSIONS["tables"], **settings})
 
 

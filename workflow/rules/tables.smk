@@ -13,12 +13,14 @@ rule table1:
     input:
         unpack(table1_inputs),
     output:
-        csv="<results>/tables/table1.csv",
-        md="<results>/tables/table1.md",
+        csv="<results>/tables/table1{part}.csv",
+        md="<results>/tables/table1{part}.md",
     log:
-        "<logs>/tables/table1.log",
+        "<logs>/tables/table1{part}.log",
     benchmark:
-        "<benchmarks>/tables/table1.tsv"
+        "<benchmarks>/tables/table1{part}.tsv"
+    wildcard_constraints:
+        part=f"(/({DOMAINS}))?",
     conda:
         "../../envs/mmm4rec.yaml"
     resources:
@@ -89,6 +91,7 @@ rule ablation_table:
         run=table_runs,
     output:
         csv="<results>/tables/table{number}{part}.csv",
+        tests="<results>/tables/table{number}{part}_tests.csv",
         md="<results>/tables/table{number}{part}.md",
     log:
         "<logs>/tables/table{number}{part}.log",
@@ -199,7 +202,7 @@ rule page:
     benchmark:
         "<benchmarks>/report/{table}.tsv"
     wildcard_constraints:
-        table=f"table[1-6]|table[2-6]/({TARGETS})|sparsity(/({TARGETS}))?|cost|provenance",
+        table=f"table[1-6]|table1/({DOMAINS})|table[2-6]/({TARGETS})|sparsity(/({TARGETS}))?|cost|provenance",
     conda:
         "../../envs/mmm4rec.yaml"
     resources:
