@@ -7,9 +7,9 @@ from typing import Any
 
 from mmm4rec.config import read_system, system_keys
 from mmm4rec.evaluation.metrics import METRICS
-from mmm4rec.evaluation.significance import bootstrap_interval, holm, paired_p_value
+from mmm4rec.evaluation.significance import holm
 from mmm4rec.io import write_text
-from mmm4rec.reporting.accuracy import DAGGER, LEVEL, LIMITS, enough_draws, users_of
+from mmm4rec.reporting.accuracy import DAGGER, LEVEL, LIMITS, enough_draws, paired_test, users_of
 from mmm4rec.reporting.published import comparable, print_cell, slips
 from mmm4rec.reporting.runs import Run, mean_and_spread, read_run, rounded, to_csv
 
@@ -89,11 +89,9 @@ def compare_variants(table: Sequence[Run]) -> list[dict[str, Any]]:
         if WHOLE in values and variant != WHOLE
     ]
     draws = enough_draws(len(pairs), 1)
-    p_values = [paired_p_value(values, whole, draws=draws) for *_, values, whole in pairs]
-    rows = []
-    for (dataset, metric, variant, values, whole), p, corrected in zip(pairs, p_values, holm(p_values), strict=True):
-        low, high = bootstrap_interval(values - whole)
-        difference = float((values - whole).mean())
-        row = (dataset, metric, variant, WHOLE, difference, low, high, p, corrected)
-        rows.append(dict(zip(TEST_COLUMNS, row, strict=True)))
-    return rows
+    found = [paired_test(values, whole, draws=draws) for *_, values, whole in pairs]
+    corrected = holm([p for *_, p in found])
+    return [
+        dict(zip(TEST_COLUMNS, (*names, WHOLE, *test, p), strict=True))
+        for (*names, _, _), test, p in zip(pairs, found, corrected, strict=True)
+    ]

@@ -121,11 +121,20 @@ def against_best(users: Mapping[str, Values], ours: str, *, draws: int = DRAWS) 
     if ours not in users or not rivals:
         return None
     best = max(rivals, key=lambda system: float(users[system].mean()))
-    difference = users[ours] - users[best]
-    low, high = bootstrap_interval(difference)
-    p = paired_p_value(users[ours], users[best], draws=draws)
-    values = (ours, best, len(rivals), float(difference.mean()), low, high, p)
+    values = (ours, best, len(rivals), *paired_test(users[ours], users[best], draws=draws))
     return dict(zip(COMPARISON, values, strict=False))
+
+
+def paired_test(one: Values, other: Values, *, draws: int) -> tuple[float, float, float, float]:
+    """Difference of the means, its bootstrap interval (95 %), and the p of the paired permutation test.
+
+    Args:
+        one: [U] a metric's values of every user.
+        other: [U] of another system.
+        draws: of the permutation test.
+    """
+    low, high = bootstrap_interval(one - other)
+    return float((one - other).mean()), low, high, paired_p_value(one, other, draws=draws)
 
 
 def correct(rows: Sequence[dict[str, Any]]) -> None:
@@ -158,9 +167,9 @@ def compare(table: Sequence[Run], ours: str) -> list[dict[str, Any]]:
     return rows
 
 
-def enough_draws(comparisons: int, candidates: int) -> int:
-    """Draws of a permutation test after which a p that is just significant, all corrections made, is known well."""
-    return max(DRAWS, round(HITS / LEVEL) * comparisons * candidates)
+def enough_draws(comparisons: int, candidates: int, *, hits: int = HITS) -> int:
+    """Draws of a permutation test of which ``hits`` go beyond a p that is just significant, all corrections made."""
+    return max(DRAWS, round(hits / LEVEL) * comparisons * candidates)
 
 
 def users_of(table: Sequence[Run]) -> dict[tuple[str, str], dict[str, Values]]:

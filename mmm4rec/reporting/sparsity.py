@@ -16,7 +16,7 @@ import numpy.typing as npt
 from mmm4rec.config import read_system
 from mmm4rec.errors import UserError
 from mmm4rec.evaluation.metrics import METRICS, per_user
-from mmm4rec.evaluation.significance import DRAWS, Values
+from mmm4rec.evaluation.significance import Values
 from mmm4rec.features.store import read_table
 from mmm4rec.io import write_text
 from mmm4rec.reporting.accuracy import (
@@ -27,6 +27,7 @@ from mmm4rec.reporting.accuracy import (
     PICKED,
     against_best,
     correct,
+    enough_draws,
     notes,
     own_settings,
 )
@@ -112,8 +113,8 @@ def write_sparsity_table(
     bins = {dataset: bins_of(its, features.get(dataset)) for dataset, its in events.items()}
     for dataset, its in events.items():
         _check([run for run in table if run["dataset"] == dataset], its, dataset, systems)
-    # so many that the smallest p there can be is significant after all corrections too
-    draws = max(DRAWS, round(2 / LEVEL) * len(METRICS) * sum(map(len, bins.values())) * len(systems))
+    # many comparisons: so many draws that the smallest p there can be is significant after all corrections, no more
+    draws = enough_draws(len(METRICS) * sum(map(len, bins.values())), len(systems), hits=2)
     results = [
         result
         for dataset in domains
