@@ -16,42 +16,41 @@ from mmm4rec.planning.measure import Subject, invent
 
 DOMAINS = {"quick": ("scientific",), "full": ("scientific", "office")}
 PRETRAINING = {"quick": ("office",), "full": ("office", "kindle")}
-#: of the step that is measured; None: as many as the paper's, whose item tables are shared by more batches
-BATCHES = {"cpu": 1, "cuda": None}
+#: of the step that is measured; None: as many as the paper's, which share what is computed of the items
+BATCHES = {"quick": 1, "full": None}
 
 
 def rows(size: str, device: str) -> Iterator[Row]:
     """Fine-tuning and pre-training at catalogues of the paper."""
     for stage, domains in (("finetune", DOMAINS[size]), ("pretrain", PRETRAINING[size])):
         for domain in domains:
-            (items, n_rows, seconds, limit), memory = apart(measure, stage, domain, device)
+            (items, n_rows, seconds, limit), memory = apart(measure, stage, domain, BATCHES[size], device)
             yield Row(f"{stage} step", items, "items", seconds, "roofline", limit, memory, f"{n_rows} rows")
     for domain in DOMAINS[size]:
-        (items, n_rows, seconds, rival), _ = apart(measure_padded, domain, device)
+        (items, n_rows, seconds, rival), _ = apart(measure_padded, domain, BATCHES[size], device)
         yield Row("finetune step", items, "items", seconds, "padded reference", rival, remark=f"{n_rows} rows")
 
 
-def measure(stage: str, domain: str, device: str) -> tuple[int, int, float, float]:
+def measure(stage: str, domain: str, batches: int | None, device: str) -> tuple[int, int, float, float]:
     """Items, rows, seconds and the least seconds of an optimiser step."""
     where = torch.device(device)
     rates = measure_rates(where)
-    step = Step(invent("mmm4rec", stage, domain, where), BATCHES[device])
+    step = Step(invent("mmm4rec", stage, domain, where), batches)
     return step.subject.events.n_items, len(step.rows), best(step, where, 3), step.work().seconds(rates)
 
 
-def measure_padded(domain: str, device: str) -> tuple[int, int, float, float]:
-    """Items, rows and seconds of a step of one batch, and of the same in full."""
+def measure_padded(domain: str, batches: int | None, device: str) -> tuple[int, int, float, float]:
+    """Items, rows and seconds of an optimiser step, and of the same in full."""
     where = torch.device(device)
     subject = invent("mmm4rec", "finetune", domain, where)
-    ours = Step(subject, 1)
-    full = PaddedStep(subject, 1)
+    ours, full = Step(subject, batches), PaddedStep(subject, batches)
     return subject.events.n_items, len(ours.rows), best(ours, where, 3), best(full, where, 1)
 
 
 class PaddedStep(Step):
     """The step with `benchmarks.padded`: same rows, weights and optimiser."""
 
-    def __init__(self, subject: Subject, batches: int) -> None:
+    def __init__(self, subject: Subject, batches: int | None) -> None:
         super().__init__(subject, batches)
         self.loss = _padded
 

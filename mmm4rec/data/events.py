@@ -4,6 +4,7 @@ import logging
 import math
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
@@ -201,8 +202,8 @@ def with_items(coded: Coded, items: pl.Series) -> pl.DataFrame:
 
 def with_codes(events: pl.DataFrame) -> Coded:
     """Codes in the place of ids: users' by first appearance, items' in sorted order (integers by value)."""
-    users, user_names = encode(events["user"])
-    items, item_names = encode(events["item"])
+    with ThreadPoolExecutor(2) as pool:  # NumPy and polars do not hold the interpreter's lock
+        (users, user_names), (items, item_names) = pool.map(encode, (events["user"], events["item"]))
     items, item_names = reordered(items, item_names, item_names.arg_sort())
     return Coded(events.with_columns(pl.Series("user", users), pl.Series("item", items)), user_names, item_names)
 
@@ -221,10 +222,10 @@ def encode(values: pl.Series) -> tuple[NDArray[np.int32], pl.Series]:
     for seed in count():
         first = first_occurrences(values.hash(seed).to_numpy())
         other = values.hash(seed + 1).to_numpy()
-        if np.array_equal(other[first], other):
+        if np.array_equal(other.take(first), other):
             break
     appears = first == np.arange(len(first), dtype=np.int32)
-    return (np.cumsum(appears, dtype=np.int32) - 1)[first], values.filter(pl.Series(appears))
+    return (np.cumsum(appears, dtype=np.int32) - 1).take(first), values.filter(pl.Series(appears))
 
 
 def first_occurrences(keys: NDArray[np.uint64]) -> NDArray[np.int32]:
@@ -240,10 +241,10 @@ def first_occurrences(keys: NDArray[np.uint64]) -> NDArray[np.int32]:
     while len(row):
         slot = (key * np.uint64(factor) >> np.uint64(64 - bits)).view(np.int64)
         slots[slot[::-1]] = row[::-1]
-        found = slots[slot]
-        same = keys[found] == key
-        first[row[same]] = found[same]
-        row, key, factor = row[~same], key[~same], factor * GOLDEN % 2**64
+        found = slots.take(slot)  # twice as quick as slots[slot]
+        first[row] = found  # of those with another's key, written over in a later turn
+        row = row[keys.take(found) != key]
+        key, factor = keys.take(row), factor * GOLDEN % 2**64
     return first
 
 

@@ -19,16 +19,17 @@ def k_core(users: NDArray[np.integer], items: NDArray[np.integer], k: int) -> ND
         ``[E]``, true for the events that stay.
     """
     assert users.shape == items.shape, (users.shape, items.shape)
-    kept, u, i = np.arange(len(users)), users, items
-    of_user, of_item = np.bincount(users), np.bincount(items)
+    kept, u, i = np.arange(len(users)), users.astype(np.intp), items.astype(np.intp)  # `take` would cast every time
+    of_user, of_item = np.bincount(u), np.bincount(i)
     while True:
-        stays = (of_user >= k)[u] & (of_item >= k)[i]
-        goes = ~stays
-        if not goes.any():
+        stays = (of_user >= k).take(u) & (of_item >= k).take(i)
+        goes = np.flatnonzero(~stays)
+        if not len(goes):
             break
-        of_user -= np.bincount(u[goes], minlength=len(of_user))
-        of_item -= np.bincount(i[goes], minlength=len(of_item))
-        kept, u, i = kept[stays], u[stays], i[stays]
+        of_user -= np.bincount(u.take(goes), minlength=len(of_user))
+        of_item -= np.bincount(i.take(goes), minlength=len(of_item))
+        rows = np.flatnonzero(stays)
+        kept, u, i = kept.take(rows), u.take(rows), i.take(rows)
     mask = np.zeros(len(users), dtype=bool)
     mask[kept] = True
     return mask
