@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from matplotlib.ticker import EngFormatter, LogLocator, NullLocator
+
 from benchmarks.table import Row
 from mmm4rec.reporting.plot import panels, write_png
 
@@ -17,6 +19,7 @@ def draw(path: Path, rows: list[Row]) -> None:
         names = [row.what for row in single]
         axis.barh(names, [row.share for row in single], color="C0", height=0.6)
         axis.axvline(1, color="0.4", linewidth=0.8)
+        axis.margins(y=0.01)
         axis.invert_yaxis()
         limits = sorted({row.against for row in single})
         axis.set_xlabel(f"share of {', '.join(limits)} reached")
@@ -35,8 +38,14 @@ def draw(path: Path, rows: list[Row]) -> None:
             axis.plot(*zip(*line, strict=True), "o--", color=f"C{k}", label=against, linewidth=1)
         axis.set_xscale("log")
         axis.set_yscale("log")
+        axis.set_xticks(sorted({row.size for row in points}))
+        axis.xaxis.set_major_formatter(EngFormatter(places=0, sep=""))
+        axis.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axis.yaxis.set_major_formatter(EngFormatter(unit="s"))
+        for one in (axis.xaxis, axis.yaxis):
+            one.set_minor_locator(NullLocator())
         axis.set_title(what, fontsize=9)
         axis.set_xlabel(points[0].unit, fontsize=8)
-        axis.set_ylabel("seconds", fontsize=8)
+        axis.set_ylabel("time", fontsize=8)
         axis.legend(fontsize=7, frameon=False)
     write_png(path, figure)
