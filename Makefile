@@ -27,7 +27,7 @@ test: $(INSTALLED)
 test-quick: $(INSTALLED)
 	$(BIN)/python -m pytest -n auto --maxprocesses 8 -m "not slow"
 
-# Speed and memory against rooflines and rivals, an hour on two cores; BENCH="loss ranking" takes some, --quick is quick.
+# Speed and memory against rooflines and rivals, an hour and a half on two cores; BENCH="loss ranking" takes some, --quick is quick.
 bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks $(BENCH)
 

@@ -33,7 +33,7 @@ def main(
                 flush=True,
             )
             rows.append(row)
-        write_rows(out / f"{name}.csv", rows, kind)
+            write_rows(out / f"{name}.csv", rows, kind)  # a later row may fail
         draw(out / f"{name}.png", rows)
         write_page(out, NAMES)
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 import torch
+from torch import Tensor
 
 from benchmarks.roofline import Work, best, count_operations, measure_rates
 from benchmarks.steps import without_padding
@@ -33,7 +34,16 @@ def measure(system: str, domain: str, device: str) -> tuple[int, int, float, flo
     def rank() -> None:
         rank_targets(subject.system, subject.events, targets, time=subject.time_aware)
 
+    model, events = subject.system.eval(), subject.events
+    batch = events.batch(targets, model.max_length, time=subject.time_aware, target_time=model.target_time_in_row)
+
+    @torch.inference_mode()
+    def encode() -> Tensor:
+        return model.users(model.item_tables(), batch)
+
     with without_padding():
-        operations = count_operations(rank)
-    read = sum(v.numel() * v.element_size() for v in (*subject.system.parameters(), *subject.system.buffers()))
-    return subject.events.n_items, len(targets), best(rank, where, 3), Work(operations, read).seconds(rates)
+        encoding = count_operations(encode)
+    # Of each user and item a product of their vectors; that blocks with targets are scored twice is not in the least.
+    scores = 2 * len(targets) * events.n_items * encode().shape[1]
+    read = sum(v.numel() * v.element_size() for v in (*model.parameters(), *model.buffers()))
+    return events.n_items, len(targets), best(rank, where, 3), Work(encoding + scores, read).seconds(rates)

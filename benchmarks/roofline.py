@@ -10,8 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-PRODUCT = 2048  # rows and columns of the matrices whose product is timed
-COPIED = 2**28  # bytes, far more than any cache
+PRODUCT = {"cpu": 2048, "cuda": 8192}  # rows and columns of the matrices whose product is timed
+COPIED = {"cpu": 2**28, "cuda": 2**31}  # bytes, far more than any cache
+CALLS = {"cpu": 1, "cuda": 10}  # timed together: a GPU is waited for once
 REPEATS = 5
 
 
@@ -47,11 +48,21 @@ class Work:
 
 def measure_rates(device: torch.device) -> Rates:
     """Measure both rates, the best of a few tries each."""
-    a, b = (torch.randn(PRODUCT, PRODUCT, device=device) for _ in range(2))
-    source = torch.zeros(COPIED, dtype=torch.uint8, device=device)
+    size, calls = PRODUCT[device.type], CALLS[device.type]
+    a, b, c = (torch.randn(size, size, device=device) for _ in range(3))
+    source = torch.zeros(COPIED[device.type], dtype=torch.uint8, device=device)
     goal = torch.empty_like(source)
-    operations = 2 * PRODUCT**3 / best(lambda: a @ b, device)
-    return Rates(operations, 2 * COPIED / best(lambda: goal.copy_(source), device))
+
+    def multiply() -> None:
+        for _ in range(calls):
+            torch.mm(a, b, out=c)
+
+    def copy() -> None:
+        for _ in range(calls):
+            goal.copy_(source)
+
+    operations, moved = calls * 2 * size**3, calls * 2 * len(source)
+    return Rates(operations / best(multiply, device), moved / best(copy, device))
 
 
 def best(run: Callable[[], object], device: torch.device, repeats: int = REPEATS) -> float:

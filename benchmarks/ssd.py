@@ -8,12 +8,11 @@ from torch import Tensor
 from benchmarks.roofline import Work, best, measure_rates
 from benchmarks.table import Row, apart, peak_bytes, start_peak
 from mmm4rec.nn.ssd import CHUNK, ssd, ssd_chunked, ssd_quadratic, ssd_reference
+from mmm4rec.nn.triton_support import kernels
 
 HEADS, HEAD_SIZE, STATES = 8, 64, 64
 POSITIONS = {"cpu": 2_000, "cuda": 20_000}  # of a batch, whatever the length of its rows
 SIZES = {"quick": (4, 20), "full": (4, 20, 50, 200, 1000)}
-FUSED = 64  # positions up to which there are kernels
-
 Form = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
@@ -32,7 +31,7 @@ def rows(size: str, device: str) -> Iterator[Row]:
         forms: dict[str, Form] = {"quadratic": ssd_quadratic, "reference loop": ssd_reference}
         if length > CHUNK:  # shorter rows are one chunk, most of it padding
             forms["chunked"] = ssd_chunked
-        if device == "cuda" and length <= FUSED:
+        if _has_kernels(length, device):
             forms["fused"] = fused
         for name, form in forms.items():
             (seconds, memory), _ = apart(measure, form, n_rows, length, device)
@@ -41,6 +40,14 @@ def rows(size: str, device: str) -> Iterator[Row]:
             yield Row(name, length, "positions", seconds, "roofline", limit, memory, remark)
         if "fused" in taken:
             yield Row("fused", length, "positions", taken["fused"], "quadratic", taken["quadratic"], memory, remark)
+
+
+def _has_kernels(length: int, device: str) -> bool:
+    """Whether rows of that length have kernels, and the device room for them."""
+    if (found := kernels("ssd_triton", torch.device(device))) is None:
+        return False
+    x, dt, a, B, C, skip = invent(1, length, torch.device(device))
+    return bool(found.fits(x, dt, B, C) and found.starts(x, dt, a, B, C, skip))
 
 
 def least(n_rows: int, length: int) -> Work:

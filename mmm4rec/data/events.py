@@ -94,7 +94,7 @@ class OnDisk:
 
     def __init__(self, raw: RawEvents, folder: Path, parts: int, enough: int) -> None:
         self.path, self.folder, self.enough = raw.path, folder, enough
-        by_user = pl.PartitionBy(folder, key={"part": pl.col(raw.user).hash() % parts}, include_key=False)
+        by_user = pl.PartitionBy(folder, key={"part": pl.col(raw.user).hash() % parts}, include_key=False, approximate_bytes_per_file=None)
         with raw.errors():
             raw.rows.with_row_index("row").sink_parquet(by_user, mkdir=True, compression="lz4")
         self.first: list[pl.Series] = []  # of each part's users, the row of the file in which they first appear

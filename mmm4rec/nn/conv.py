@@ -101,7 +101,7 @@ class ShiftedSums:
         grad_taps = torch.zeros_like(taps, dtype=torch.promote_types(taps.dtype, torch.float32))
         grad_bias = torch.zeros_like(grad_taps[0])
         # On a CPU in blocks of rows that fit its cache: the passes below are bound by memory.
-        block = len(y) if y.is_cuda else max(1, CACHED // y[0].numel())
+        block = len(y) if y.is_cuda else max(1, CACHED // max(1, y.shape[1] * y.shape[2]))
         widths = [grad.shape[-1] for grad in grads]
         blocks = (v.split(block) for v in (mixed, y, grad_x, *grads))
         for x, y_part, gx, *given in zip(*blocks, strict=True):

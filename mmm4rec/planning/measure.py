@@ -283,9 +283,12 @@ def _rank(subject: Subject, clock: Callable[[], float]) -> tuple[float, float]:
         now = clock()
         system.item_tables()
         tables = clock() - now
-    now = clock()
-    rank_targets(system, events, events.test_rows()[:RANKED], time=subject.time_aware)
-    return tables, max(clock() - now - tables, 0.0)
+    seconds = []
+    for _ in range(2):  # the first to warm up
+        now = clock()
+        rank_targets(system, events, events.test_rows()[:RANKED], time=subject.time_aware)
+        seconds.append(clock() - now)
+    return tables, max(seconds[-1] - tables, 0.0)
 
 
 def _gpu_clock() -> float:
