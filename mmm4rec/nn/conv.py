@@ -10,7 +10,7 @@ from torch.autograd.function import once_differentiable
 
 from mmm4rec.nn import triton_support
 
-CACHED = 2**18  # numbers
+CACHED = 2**18  # numbers that a cache of a processor holds
 
 
 class CausalConv(nn.Module):
@@ -88,11 +88,14 @@ class ShiftedSums:
     @staticmethod
     def forward(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Convolve x [B, L, C]: the result, and what ``backward`` needs, x first."""
-        taps = weight.T.to(x.dtype).contiguous()
-        y = torch.addcmul(bias.to(x.dtype), x, taps[-1])
-        for shift in range(1, min(len(taps), x.shape[1])):
-            y[:, shift:].addcmul_(x[:, :-shift], taps[-1 - shift])
-        return F.silu(y), (x, taps, y)
+        taps, offset = weight.T.to(x.dtype).contiguous(), bias.to(x.dtype)
+        y, out = (x.new_empty(x.shape) for _ in range(2))
+        for some, y_part, out_part in zip(*(v.split(_block(x)) for v in (x, y, out)), strict=True):
+            torch.addcmul(offset, some, taps[-1], out=y_part)
+            for shift in range(1, min(len(taps), x.shape[1])):
+                y_part[:, shift:].addcmul_(some[:, :-shift], taps[-1 - shift])
+            torch.ops.aten.silu.out(y_part, out=out_part)
+        return out, (x, taps, y)
 
     @staticmethod
     def backward(saved: tuple[Tensor, ...], grads: Sequence[Tensor], grad_x: Tensor) -> tuple[Tensor, Tensor]:
@@ -100,10 +103,8 @@ class ShiftedSums:
         mixed, taps, y = saved
         grad_taps = torch.zeros_like(taps, dtype=torch.promote_types(taps.dtype, torch.float32))
         grad_bias = torch.zeros_like(grad_taps[0])
-        # On a CPU in blocks of rows that fit its cache: the passes below are bound by memory.
-        block = len(y) if y.is_cuda else max(1, CACHED // max(1, y.shape[1] * y.shape[2]))
         widths = [grad.shape[-1] for grad in grads]
-        blocks = (v.split(block) for v in (mixed, y, grad_x, *grads))
+        blocks = (v.split(_block(y)) for v in (mixed, y, grad_x, *grads))
         for x, y_part, gx, *given in zip(*blocks, strict=True):
             g = torch.empty_like(y_part)
             for into, y_given, g_given in zip(g.split(widths, -1), y_part.split(widths, -1), given, strict=True):
@@ -115,3 +116,8 @@ class ShiftedSums:
                 gx[:, :-shift].addcmul_(g[:, shift:], taps[-1 - shift])
                 grad_taps[-1 - shift] += (g[:, shift:] * x[:, :-shift]).sum((0, 1))
         return grad_taps.T, grad_bias
+
+
+def _block(x: Tensor) -> int:
+    """Rows of x [B, L, C] to take at a time: on a CPU what its cache holds, for each pass goes over all of them."""
+    return len(x) if x.device.type != "cpu" else max(1, CACHED // max(1, x.shape[1] * x.shape[2]))

@@ -5,9 +5,11 @@ import torch.nn.functional as F
 from mmm4rec.nn.conv import CausalConv
 
 
+@pytest.mark.parametrize("cached", [1, 40, 2**18])  # numbers: a row at a time, some, all
 @pytest.mark.parametrize("length", [1, 2, 4, 5, 300])
-def test_is_a_causal_depthwise_convolution(length: int) -> None:
+def test_is_a_causal_depthwise_convolution(length: int, cached: int, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
+    monkeypatch.setattr("mmm4rec.nn.conv.CACHED", cached)
     conv = CausalConv(3, 4).double()
     x = torch.randn(5, length, 6, dtype=torch.float64, requires_grad=True)
     part = x[..., 2:5]  # not contiguous, as a slice of a projection
@@ -40,6 +42,16 @@ def test_split_is_a_split_before_and_one_behind(parts: tuple[int, ...], convolve
         torch.testing.assert_close(
             *(torch.autograd.grad(y, leaves, retain_graph=True, materialize_grads=True) for y in sums)
         )
+
+
+@pytest.mark.parametrize("shape", [(0, 5, 3), (2, 0, 3)])
+def test_takes_nothing(shape: tuple[int, ...]) -> None:
+    conv, x = CausalConv(3, 4), torch.randn(shape, requires_grad=True)
+    y = conv(x)
+    assert y.shape == shape
+    y.sum().backward()
+    assert x.grad is not None
+    assert not conv.weight.grad.any()  # type: ignore[union-attr]
 
 
 def test_gradcheck() -> None:
