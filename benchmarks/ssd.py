@@ -13,6 +13,7 @@ from mmm4rec.nn.triton_support import kernels
 HEADS, HEAD_SIZE, STATES = 8, 64, 64
 POSITIONS = {"cpu": 2_000, "cuda": 20_000}  # of a batch, whatever the length of its rows
 SIZES = {"quick": (4, 20), "full": (4, 20, 50, 200, 1000)}
+
 Form = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
