@@ -5,7 +5,7 @@ What a user takes next is planted, so that every input is worth something and ev
 - *text*: an item has a topic, told by its title, brand, category and description. The words mean the same everywhere.
 - *image*: an item has a style, told by the colour and shape in its picture alone.
 - *order*: the next topic and style depend on those of the last item.
-- *time*: a gap between two events is short or long, one as likely as the other. After a short gap topic and style move on
+- *time*: gaps between events are short or long, one as likely as the other. After a short gap topic and style move on
   by ``SHORT_STEP``, after a long one by ``LONG_STEP``. Only past gaps matter: the time of the next event tells nothing.
 
 Items of one topic and style differ in popularity, and some steps are random (``NOISE``).

@@ -7,7 +7,6 @@ import logging
 import shutil
 import time
 from pathlib import Path
-from typing import Any
 
 import requests
 import urllib3

@@ -4,7 +4,6 @@ import logging
 import math
 import shutil
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
@@ -42,7 +41,7 @@ class Coded(NamedTuple):
 
 @contextmanager
 def opened(raw: RawEvents, memory: int, folder: Path) -> Iterator["InMemory | OnDisk"]:
-    """Events of a file, in memory if they fit into ``memory`` bytes, else in parts below ``folder``, which goes in the end.
+    """Events of a file, in memory if they fit into ``memory`` bytes, else in parts below ``folder``, gone in the end.
 
     Raises:
         UserError: the file is truncated, or a line or row (named) is not as it should be.
@@ -94,7 +93,9 @@ class OnDisk:
 
     def __init__(self, raw: RawEvents, folder: Path, parts: int, enough: int) -> None:
         self.path, self.folder, self.enough = raw.path, folder, enough
-        by_user = pl.PartitionBy(folder, key={"part": pl.col(raw.user).hash() % parts}, include_key=False, approximate_bytes_per_file=None)
+        by_user = pl.PartitionBy(
+            folder, key={"part": pl.col(raw.user).hash() % parts}, include_key=False, approximate_bytes_per_file=None
+        )
         with raw.errors():
             raw.rows.with_row_index("row").sink_parquet(by_user, mkdir=True, compression="lz4")
         self.first: list[pl.Series] = []  # of each part's users, the row of the file in which they first appear
@@ -202,8 +203,8 @@ def with_items(coded: Coded, items: pl.Series) -> pl.DataFrame:
 
 def with_codes(events: pl.DataFrame) -> Coded:
     """Codes in the place of ids: users' by first appearance, items' in sorted order (integers by value)."""
-    with ThreadPoolExecutor(2) as pool:  # NumPy and polars do not hold the interpreter's lock
-        (users, user_names), (items, item_names) = pool.map(encode, (events["user"], events["item"]))
+    users, user_names = encode(events["user"])
+    items, item_names = encode(events["item"])
     items, item_names = reordered(items, item_names, item_names.arg_sort())
     return Coded(events.with_columns(pl.Series("user", users), pl.Series("item", items)), user_names, item_names)
 

@@ -213,7 +213,7 @@ def _manifest(out: Path) -> pa.Table:
 
 
 def _check_network(out: Path, manifest: pa.Table) -> None:
-    """Raise a ``UserError`` where there were requests and not one had an answer: a network that is down is no result."""
+    """Raise a ``UserError`` where there were requests and none had an answer: a network that is down is no result."""
     asked = pl.DataFrame(manifest.select(["url", "status"])).filter(REMOTE)["status"]
     if len(asked) and asked.is_in(["unreachable", "timeout"]).all():
         raise UserError(

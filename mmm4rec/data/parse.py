@@ -256,7 +256,7 @@ def _read_records(
 
 
 class _Columns:
-    """Items and their fields, to become columns by way of Arrow, which takes lists of strings far quicker than polars."""
+    """Items and their fields, made columns by way of Arrow, which takes lists of strings far faster than polars."""
 
     def __init__(self) -> None:
         self.rows: list[tuple[Any, ...]] = []

@@ -43,7 +43,9 @@ def keep_items_with_image(settings: dict[str, Any], domain: Path, features: Path
     events = k_core_of(events, k)
     statistics.add("k_core_with_image", sizes_of(events))
     if events.is_empty():
-        raise UserError(f"{name}: no event is left after `k_core: {k}` of the items with an image; set a smaller `k_core`")
+        raise UserError(
+            f"{name}: no event is left after `k_core: {k}` of the items with an image; set a smaller `k_core`"
+        )
 
     users, user_ids = np.unique(events["user"].to_numpy(), return_inverse=True)
     items, item_ids = np.unique(events["item"].to_numpy(), return_inverse=True)

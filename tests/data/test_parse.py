@@ -127,7 +127,7 @@ def test_metadata_of_many_blocks_is_read_in_processes(tmp_path, monkeypatch):
     assert in_blocks[1].filter(item="B6")["title"].item() == "title 46"  # its first line has none
 
     broken = write(tmp_path / "broken.json", lines(*records) + "{no JSON\n")
-    with pytest.raises(UserError, match="broken.json, line 91"):
+    with pytest.raises(UserError, match=r"broken\.json, line 91"):
         read_metadata(broken, 2018, wanted)
 
 

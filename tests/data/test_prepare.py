@@ -199,7 +199,12 @@ def dirty(seed, n):
     """Events with duplicates, ties, and items and users of all degrees: user, item, rating, time."""
     draw = random.Random(seed)
     some = [
-        (int(draw.paretovariate(0.6)) % 500, int(draw.paretovariate(0.5)) % 400, draw.randrange(1, 6), draw.randrange(50))
+        (
+            int(draw.paretovariate(0.6)) % 500,
+            int(draw.paretovariate(0.5)) % 400,
+            draw.randrange(1, 6),
+            draw.randrange(50),
+        )
         for _ in range(n)
     ]
     return [draw.choice(some) if draw.random() < 0.1 else event for event in some]
@@ -234,7 +239,9 @@ def test_own_files_in_parts(tmp_path, in_parts, caplog, suffix, order):
     if len(order) == 2:
         frame = frame.with_columns(pl.when(pl.col("rating") > 2).then("timestamp"))  # the others have none
     path = tmp_path / f"events.{suffix}"
-    frame.write_parquet(path) if suffix == "parquet" else frame.write_csv(path, separator="\t" if suffix == "tsv" else ",")
+    frame.write_parquet(path) if suffix == "parquet" else frame.write_csv(
+        path, separator="\t" if suffix == "tsv" else ","
+    )
     for name, memory in (("whole", {}), ("parts", in_parts(100))):
         prepare(SETTINGS | {"k_core": 3}, tmp_path / name, interactions=path, **memory)
     assert "2000 events, of which 100 fit in memory" in caplog.text
