@@ -4,7 +4,7 @@ Shapes: B rows, L positions, N items of the catalogue, M items at hand, D width 
 """
 
 import importlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import accumulate
@@ -214,21 +214,27 @@ CHUNK_POSITIONS = {"cpu": 2560, "cuda": 2**22}
 
 
 def by_length(encode: Callable[[Rows], Tensor], rows: Rows) -> Tensor:
-    """Apply ``encode`` to chunks of rows of similar length, each trimmed to its longest row.
+    """Apply ``encode`` to chunks of rows of similar length.
 
     Every row's result is the same as in one piece; only padding is saved.
     """
-    device = rows.lengths.device.type
-    lengths = rows.lengths if rows.host_lengths is None else rows.host_lengths
-    order = torch.argsort(rows.lengths, stable=True)
-    parts, start = [], 0
-    for end, length in length_chunks(lengths.bincount().tolist(), CHUNK_COST[device]):
-        for piece in order[start:end].split(max(1, CHUNK_POSITIONS[device] // length)):
-            parts.append(encode(rows.select(piece, length)))
-        start = end
+    pieces, parts = zip(*((piece, encode(part)) for piece, part in chunks_by_length(rows)), strict=True)
+    order = torch.cat(pieces)
     back = torch.empty_like(order)
     back[order] = torch.arange(len(order), device=order.device)
     return torch.cat(parts)[back]
+
+
+def chunks_by_length(rows: Rows) -> Iterator[tuple[Tensor, Rows]]:
+    """Rows of similar length, trimmed to their longest, after which they are; short ones first, each row once."""
+    device = rows.lengths.device.type
+    lengths = rows.lengths if rows.host_lengths is None else rows.host_lengths
+    order = torch.argsort(rows.lengths, stable=True)
+    start = 0
+    for end, length in length_chunks(lengths.bincount().tolist(), CHUNK_COST[device]):
+        for piece in order[start:end].split(max(1, CHUNK_POSITIONS[device] // length)):
+            yield piece, rows.select(piece, length)
+        start = end
 
 
 def length_chunks(counts: list[int], chunk_cost: int) -> list[tuple[int, int]]:

@@ -18,7 +18,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from mmm4rec.models.base import Catalogue, Rows, System, Tables, by_length
+from mmm4rec.models.base import Catalogue, Rows, System, Tables, by_length, chunks_by_length
 from mmm4rec.models.items import at_hand, require_features
 from mmm4rec.models.transformer import TransformerSettings
 from mmm4rec.nn.bidirectional import Encoder
@@ -197,12 +197,14 @@ class MMSRec(System):
         return F.normalize(fused, dim=-1)
 
     def _in_chunks(self, function: Callable[[Tensor, Rows], Tensor], x: Tensor, tokens: Tokens) -> Tensor:
-        """``function`` of the tokens [B, ...], in chunks of rows with similarly many.
+        """``function`` of the tokens [B, ...], in chunks of rows with similarly many."""
+        few, tokens = self._at_hand(x, tokens)
+        return by_length(partial(function, few), tokens)
 
-        It gets a table of the tokens at hand only, so that no chunk's gradient is as large as the catalogue.
-        """
+    def _at_hand(self, x: Tensor, tokens: Tokens) -> tuple[Tensor, Tokens]:
+        """The rows of table ``x`` that tokens are of, so that no chunk's gradient is as large as it; tokens of them."""
         used, index = tokens.items.unique(return_inverse=True)
-        return by_length(partial(function, x.flatten(0, -2)[used]), replace(tokens, items=index))
+        return x.flatten(0, -2)[used], replace(tokens, items=index)
 
     def _modalities(self) -> list[tuple[str, Modality]]:
         return cast("list[tuple[str, Modality]]", list(self.modalities.items()))
@@ -218,17 +220,11 @@ class MMSRec(System):
         items, slot = self._slots(rows)
         shown, targets = self.draw_masks(items, rows, n_items=len(tables[0]) - 1)
         tokens = pack(shown, slot <= rows.lengths[:, None], self._positions(rows, slot), tables[2], targets)
-        candidates = self.candidates(tables)
-
-        def loss(few: Tensor, part: Rows) -> Tensor:
-            """Sum over each row's masked slots [B]."""
-            flat = part.targets.flatten()
-            asked = flat.nonzero()[:, 0]
-            users = self._vectors(few, part) / self.settings.temperature
-            losses = full_cross_entropy(users, candidates, flat[asked] - 1, reduction="none")
-            return losses.new_zeros(flat.shape).index_copy(0, asked, losses).unflatten(0, part.targets.shape).sum(1)
-
-        return self._in_chunks(loss, tables[1], tokens).sum() * (len(items) / (targets > 0).sum())
+        few, tokens = self._at_hand(tables[1], tokens)
+        found = [(self._vectors(few, part), part.targets[part.targets > 0] - 1) for _, part in chunks_by_length(tokens)]
+        users, wanted = (torch.cat(parts) for parts in zip(*found, strict=True))
+        loss = full_cross_entropy(users / self.settings.temperature, self.candidates(tables), wanted, reduction="sum")
+        return loss * (len(items) / len(wanted))
 
     def draw_masks(self, items: Tensor, rows: Rows, n_items: int) -> tuple[Tensor, Tensor]:
         """What the slots show, and what is to be found in them, [B, S] each.

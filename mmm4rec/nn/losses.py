@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Reduction = Literal["mean", "sum", "none"]
+Reduction = Literal["mean", "sum"]
 
 #: scores held at a time: 128 MiB in float32, and on a processor no more rows of them than its caches like
 SCORES_AT_ONCE = 2**25
@@ -39,36 +39,37 @@ def _by_rows(users: Tensor, candidates: Tensor, targets: Tensor, reduction: Redu
         options = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=at_once)
         loss: Tensor = F.linear_cross_entropy(users, candidates, targets, reduction=reduction, options=options)
         return loss
-    losses: Tensor = _RowsAtATime.apply(users, candidates, targets, at_once)
-    if reduction == "none":
-        return losses
-    return losses.mean() if reduction == "mean" else losses.sum()
+    learns = torch.is_grad_enabled() and (users.requires_grad or candidates.requires_grad)
+    loss = _RowsAtATime.apply(users, candidates, targets, max(1, at_once // 2), learns)  # scores are held twice
+    return loss / len(users) if reduction == "mean" else loss
 
 
 class _RowsAtATime(torch.autograd.Function):
-    """Cross-entropies [B] for a torch without ``linear_cross_entropy``; for the gradient scores are computed again."""
+    """Sum of cross-entropies for a torch without ``linear_cross_entropy``.
+
+    As there, gradients are made on the way forward: scores need not be computed again, nor gradients be held twice.
+    """
 
     @staticmethod
-    def forward(ctx: Any, users: Tensor, candidates: Tensor, targets: Tensor, at_once: int) -> Tensor:
-        losses = [
-            F.cross_entropy(u @ candidates.T, t, reduction="none")
-            for u, t in zip(users.split(at_once), targets.split(at_once), strict=True)
-        ]
-        ctx.save_for_backward(users, candidates, targets)
-        ctx.at_once = at_once
-        return torch.cat(losses)
+    def forward(ctx: Any, users: Tensor, candidates: Tensor, targets: Tensor, at_once: int, learns: bool) -> Tensor:
+        loss = users.new_zeros(())
+        grad_users, grad_candidates = (torch.zeros_like(x) if learns else x[:0] for x in (users, candidates))
+        for start in range(0, len(users), at_once):
+            u, t = users[start : start + at_once], targets[start : start + at_once, None]
+            scores = (u @ candidates.T).log_softmax(1)
+            loss -= scores.gather(1, t).sum()
+            if learns:
+                p = scores.exp_()
+                p.scatter_add_(1, t, -torch.ones_like(p[:, :1]))
+                grad_users[start : start + at_once] = p @ candidates
+                torch.addmm(grad_candidates, p.T, u, out=grad_candidates)  # torch's counter knows no addmm_
+        ctx.save_for_backward(grad_users, grad_candidates)
+        return loss
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        users, candidates, targets = ctx.saved_tensors
-        grad_users, grad_candidates = torch.empty_like(users), torch.zeros_like(candidates)
-        for u, t, g, out in zip(*(v.split(ctx.at_once) for v in (users, targets, grads[0], grad_users)), strict=True):
-            p = (u @ candidates.T).softmax(1)
-            p[torch.arange(len(t), device=t.device), t] -= 1
-            p *= g[:, None]
-            torch.mm(p, candidates, out=out)
-            grad_candidates.addmm_(p.T, u)
-        return grad_users, grad_candidates, None, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        grad_users, grad_candidates = ctx.saved_tensors
+        return grad_users.mul_(grad), grad_candidates.mul_(grad), None, None, None
 
 
 Duplicates = Literal["masked", "kept", "zero_logit"]
