@@ -11,12 +11,15 @@ import tempfile
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from threading import Event, Thread
 
 import numpy as np
 import polars as pl
+import psutil
 
-from benchmarks.table import Row, apart
+from benchmarks.table import Row, apart, peak_bytes
 from mmm4rec.data.events import InMemory
 from mmm4rec.data.parse import read_ratings
 from mmm4rec.data.prepare import prepare, renumber
@@ -41,12 +44,13 @@ def rows(size: str, device: str) -> Iterator[Row]:
         with tempfile.TemporaryDirectory() as folder:
             ratings, metadata = invent(Path(folder), n)
             read, _ = apart(seconds_to_read, ratings, metadata)
-            ours, memory = apart(seconds_to_prepare, ratings, metadata, Path(folder) / "out")
+            (ours, memory), _ = apart(cost_to_prepare, ratings, metadata, Path(folder) / "out")
             events = pl.scan_parquet(Path(folder) / "out/interactions.parquet").select(pl.len()).collect().item()
             remark = f"{events} events stay"
             yield Row("ratings and metadata to a domain", n, "ratings", ours, "polars reads both", read, memory, remark)
             shutil.rmtree(Path(folder) / "out")
-            parts, memory = apart(seconds_to_prepare, ratings, metadata, Path(folder) / "out", memory_mb=n // 50_000)
+            out = Path(folder) / "out"
+            (parts, memory), _ = apart(cost_to_prepare, ratings, metadata, out, memory_mb=n // 35_000)
             yield Row("the same in parts on disk", n, "ratings", parts, "all in memory", ours, memory)
             shutil.rmtree(Path(folder) / "out")
             if n <= PLAIN:
@@ -102,11 +106,32 @@ def seconds_to_read(ratings: Path, metadata: Path) -> float:
     return time.perf_counter() - start
 
 
-def seconds_to_prepare(ratings: Path, metadata: Path, out: Path, memory_mb: int = 8000) -> float:
-    """What preparation takes."""
+def cost_to_prepare(ratings: Path, metadata: Path, out: Path, memory_mb: int = 8000) -> tuple[float, float]:
+    """Seconds of preparation, and MiB that it and the processes which it starts hold together."""
     start = time.perf_counter()
-    prepare(SETTINGS, out, ratings=ratings, metadata=metadata, memory_mb=memory_mb)
-    return time.perf_counter() - start
+    with watched() as together:
+        prepare(SETTINGS, out, ratings=ratings, metadata=metadata, memory_mb=memory_mb)
+    return time.perf_counter() - start, max(peak_bytes("cpu"), *together) / 2**20
+
+
+@contextmanager
+def watched() -> Iterator[list[int]]:
+    """Bytes that this process and those it started hold at a time, ten times a second; what they share counts once."""
+    this, found, over = psutil.Process(), [0], Event()
+
+    def look() -> None:
+        while not over.wait(0.1):
+            with suppress(psutil.Error):  # one has just ended
+                own = [process.memory_full_info().uss for process in this.children(recursive=True)]
+                found.append(this.memory_info().rss + sum(own))
+
+    watch = Thread(target=look)
+    watch.start()
+    try:
+        yield found
+    finally:
+        over.set()
+        watch.join()
 
 
 def seconds_to_filter(ratings: Path) -> tuple[float, int]:

@@ -116,9 +116,7 @@ def prepare(
     metadata: Annotated[Path | None, typer.Option(help="its metadata")] = None,
     interactions: Annotated[Path | None, typer.Option(help="own events: .parquet, .csv or .tsv")] = None,
     items: Annotated[Path | None, typer.Option(help="own items, optional")] = None,
-    memory_mb: Annotated[
-        int, typer.Option(min=1, help="hold no more raw events than fit; the rest waits on disk")
-    ] = 8000,
+    memory_mb: Annotated[int, typer.Option(min=1, help="of memory; raw events that do not fit wait on disk")] = 8000,
 ) -> None:
     """Turn raw files into a domain: events, items and users, after the k-core."""
     from mmm4rec.data.download import verify_raw

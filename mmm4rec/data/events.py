@@ -19,6 +19,7 @@ from mmm4rec.data.parse import RawEvents
 logger = logging.getLogger(__name__)
 
 BYTES_AN_EVENT = 130  # of memory, from ratings of Amazon Reviews to their k-core
+FOR_EVENTS = 0.7  # of the memory; the rest is for the interpreter, the metadata and the processes that read it
 MOST_PARTS = 256
 GOLDEN = 0x9E3779B97F4A7C15  # an odd number near 2**64 / 1.618: multiples of it are far apart
 
@@ -41,13 +42,15 @@ class Coded(NamedTuple):
 
 @contextmanager
 def opened(raw: RawEvents, memory: int, folder: Path) -> Iterator["InMemory | OnDisk"]:
-    """Events of a file, in memory if they fit into ``memory`` bytes, else in parts below ``folder``, gone in the end.
+    """Events of a file, in memory if they fit into their share of ``memory`` bytes, else in parts below ``folder``.
+
+    The parts are gone in the end.
 
     Raises:
         UserError: the file is truncated, or a line or row (named) is not as it should be.
     """
     shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed
-    n, enough = raw.count(), memory // BYTES_AN_EVENT
+    n, enough = raw.count(), int(FOR_EVENTS * memory / BYTES_AN_EVENT)
     if n <= enough:
         yield InMemory(raw)
         return

@@ -6,7 +6,6 @@ exist, in the order of the file. Items: ``item`` (string) and the cleaned fields
 
 import errno
 import gzip
-import os
 import tempfile
 import zlib
 from collections import deque
@@ -202,14 +201,14 @@ def _blocks(file: BinaryIO) -> Iterator[tuple[int, list[bytes]]]:
 def _in_processes(
     read: Callable[..., T], blocks: Iterator[tuple[int, list[bytes]]], wanted: Collection[str]
 ) -> Iterator[T]:
-    """``read`` of each block and what is wanted, in order; in processes, as many as cores, of more than one block."""
+    """``read`` of each block and what is wanted, in order; of several in as many processes as polars has threads."""
     first, second = next(blocks, None), next(blocks, None)
     if first is None:
         return
     if second is None:
         yield read(*first, wanted)
         return
-    n = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    n = pl.thread_pool_size()  # the cores this process may use, unless POLARS_MAX_THREADS says fewer
     with tempfile.NamedTemporaryFile("wb") as file:  # a process that ends early would leave a large argument unread
         file.write(orjson.dumps(list(wanted)))
         file.flush()

@@ -81,8 +81,8 @@ def prepare(
         metadata: raw metadata of the same category.
         interactions: a user's own events, instead of the two.
         items: a user's own items; those without a row stay, without text and image.
-        memory_mb: megabytes to hold raw events in; more events than that are read in parts, by way of files beside
-            ``out``. The result is the same.
+        memory_mb: megabytes to take; more raw events than fit into 0.7 of them are read in parts, by way of files
+            beside ``out``. The result is the same.
 
     Raises:
         UserError: an input file is not as it should be, or no event is left.

@@ -6,7 +6,6 @@ The accelerator encodes one batch while threads decode the next ones. Shapes: N 
 import hashlib
 import io
 import logging
-import os
 import shutil
 import sys
 import tempfile
@@ -162,7 +161,7 @@ def encode_images(
 
         return ready
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
         return _encode("pictures", model.images, start, parts, n_items, state, batch_size)
 
 

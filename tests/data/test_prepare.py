@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmm4rec.data.events import encode, first_occurrences, without_duplicates
+from mmm4rec.data.events import FOR_EVENTS, encode, first_occurrences, without_duplicates
 from mmm4rec.data.prepare import INTERACTIONS, ITEMS, USERS, prepare
 from mmm4rec.errors import UserError
 
@@ -189,7 +189,7 @@ def in_parts(monkeypatch, caplog):
     caplog.set_level("INFO")
 
     def hold(n):
-        monkeypatch.setattr("mmm4rec.data.events.BYTES_AN_EVENT", 10**6 // n)
+        monkeypatch.setattr("mmm4rec.data.events.BYTES_AN_EVENT", FOR_EVENTS * 10**6 / (n + 0.5))
         return {"memory_mb": 1}
 
     return hold

@@ -24,7 +24,9 @@ def run_compiling(code: str, cache: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def compile_for(capability: int, kernel, sizes: dict, aligned: tuple[str, ...] = (), unit: tuple[str, ...] = ()):
+def compile_for(
+    capability: int, kernel, sizes: dict, aligned: tuple[str, ...] = (), unit: tuple[str, ...] = (), warps: int = 4
+):
     """Compile a kernel for float32 tensors, and a GPU that need not be there.
 
     Its arguments are pointers (their names end in ``start``), three strides each (``strides``) and numbers. What
@@ -42,7 +44,7 @@ def compile_for(capability: int, kernel, sizes: dict, aligned: tuple[str, ...] =
     constants = sizes | {(names.index(name), 2): 1 for name in unit}
     paths = [(names.index(n), k) if n.endswith("strides") else (names.index(n),) for n in aligned for k in (0, 1)]
     source = ASTSource(kernel, kinds, constants, {path: [["tt.divisibility", 16]] for path in paths})
-    options = {"num_warps": 4, "enable_fp_fusion": True}
+    options = {"num_warps": warps, "enable_fp_fusion": True}
     compiled = compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     assert compiled.asm["cubin"].startswith(b"\x7fELF")
     return compiled

@@ -164,8 +164,12 @@ COMPILE = """
 from kernel_checks import compile_for
 from mmm4rec.nn.ssd_triton import _backward_kernel, _forward_kernel
 
-for kernel in (_forward_kernel, _backward_kernel):
-    compile_for(80, kernel, {"L": 16, "P": 16, "N": 16, "PRECISION": "tf32"})
+for capability, length, width, warps in ((80, 16, 16, 4), (80, 32, 64, 4), (90, 32, 64, 4), (90, 64, 64, 8)):
+    for kernel in (_forward_kernel, _backward_kernel):
+        sizes = {"L": length, "P": width, "N": width, "PRECISION": "tf32"}
+        compiled = compile_for(capability, kernel, sizes, warps=warps)
+        # what a block may have, as CUDA's programming guide has it
+        assert compiled.metadata.shared <= 1024 * {80: 163, 90: 227}[capability]
 """
 
 

@@ -60,8 +60,8 @@ rule prepare:
         settings=prepare_params,
         out=subpath(output.interactions, parent=True),
     shell:
-        "python3 -m mmm4rec prepare {params.inputs} --settings {params.settings:q} --memory-mb {resources.mem_mb} "
-        "--out {params.out:q} > {log} 2>&1"
+        "POLARS_MAX_THREADS={threads} python3 -m mmm4rec prepare {params.inputs} --settings {params.settings:q}"
+        " --memory-mb {resources.mem_mb} --out {params.out:q} > {log} 2>&1"
 
 
 # One job a domain: pictures are kept in a few shards, which are no output: those in them are not fetched again.
