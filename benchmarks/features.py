@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from benchmarks.roofline import best, timed
-from benchmarks.table import Row, apart
+from benchmarks.table import Row, apart, held
 from mmm4rec.features.embed import encode_images
 from mmm4rec.features.encoder import SIDE, Encoder, fetch_encoder, load_encoder
 
@@ -30,7 +30,7 @@ STORED = (384, 384)  # pixels of a picture; fetched ones are kept with up to 512
 def rows(size: str, device: str) -> Iterator[Row]:
     """All pictures once, against the slower of decoding and encoding alone."""
     n = PICTURES[size][device]
-    (ours, decoding, encoding), memory = apart(measure, size, device, n)
+    ours, memory, decoding, encoding = apart(measure, size, device, n)
     remark = (
         f"{n / ours:.0f} pictures a second; decoding alone {n / decoding:.0f}, the encoder alone {n / encoding:.0f}"
     )
@@ -38,8 +38,8 @@ def rows(size: str, device: str) -> Iterator[Row]:
     yield Row("pictures to vectors", n, "pictures", ours, slower, max(decoding, encoding), memory, remark)
 
 
-def measure(size: str, device: str, n: int) -> tuple[float, float, float]:
-    """Seconds of all of it, of decoding alone and of the encoder alone."""
+def measure(size: str, device: str, n: int) -> tuple[float, float, float, float]:
+    """Seconds and MiB of all of it, seconds of decoding alone and of the encoder alone."""
     where, batch = torch.device(device), BATCH[device]
     torch.set_num_threads(cpu_count() or 1)
     with tempfile.TemporaryDirectory() as folder:
@@ -58,7 +58,7 @@ def measure(size: str, device: str, n: int) -> tuple[float, float, float]:
         pictures = torch.randn(batch, 3, SIDE, SIDE, device=where)
         decoding = best(decode, where, 2)
         encoding = best(lambda: encoder.images(pictures), where, 2) * n / batch
-        return timed(all_of_it, where), decoding, encoding
+        return *held(lambda: timed(all_of_it, where), device), decoding, encoding
 
 
 def small(folder: Path) -> Encoder:

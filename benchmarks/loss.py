@@ -30,12 +30,12 @@ def rows(size: str, device: str) -> Iterator[Row]:
         work = Work(
             operations=6 * ROWS * items * WIDTH, bytes=3 * table
         )  # three products; the table twice, its gradient
-        (seconds, memory), _ = apart(measure, full_cross_entropy, items, device)
+        seconds, memory = apart(measure, full_cross_entropy, items, device)
         beyond = "memory: what the loss takes beyond users, table and their gradients"
         yield Row("loss and gradients", items, "items", seconds, "roofline", work.seconds(rates), memory, beyond)
         if items <= PLAIN:
-            (rival, held), _ = apart(measure, plain, items, device)
-            remark = f"all scores at once take {held:.0f} MiB beyond"
+            rival, beside = apart(measure, plain, items, device)
+            remark = f"all scores at once take {beside:.0f} MiB beyond"
             yield Row("loss and gradients", items, "items", seconds, "all scores at once", rival, memory, remark)
 
 

@@ -12,6 +12,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from threading import Event, Thread
 
@@ -19,7 +20,7 @@ import numpy as np
 import polars as pl
 import psutil
 
-from benchmarks.table import Row, apart, peak_bytes
+from benchmarks.table import Row, apart, held, peak_bytes
 from mmm4rec.data.events import InMemory
 from mmm4rec.data.parse import read_ratings
 from mmm4rec.data.prepare import prepare, renumber
@@ -43,19 +44,19 @@ def rows(size: str, device: str) -> Iterator[Row]:
     for n in SIZES[size]:
         with tempfile.TemporaryDirectory() as folder:
             ratings, metadata = invent(Path(folder), n)
-            read, _ = apart(seconds_to_read, ratings, metadata)
-            (ours, memory), _ = apart(cost_to_prepare, ratings, metadata, Path(folder) / "out")
+            read = apart(seconds_to_read, ratings, metadata)
+            ours, memory = apart(cost_to_prepare, ratings, metadata, Path(folder) / "out")
             events = pl.scan_parquet(Path(folder) / "out/interactions.parquet").select(pl.len()).collect().item()
             remark = f"{events} events stay"
             yield Row("ratings and metadata to a domain", n, "ratings", ours, "polars reads both", read, memory, remark)
             shutil.rmtree(Path(folder) / "out")
             out = Path(folder) / "out"
-            (parts, memory), _ = apart(cost_to_prepare, ratings, metadata, out, memory_mb=n // 35_000)
+            parts, memory = apart(cost_to_prepare, ratings, metadata, out, memory_mb=n // 35_000)
             yield Row("the same in parts on disk", n, "ratings", parts, "all in memory", ours, memory)
             shutil.rmtree(Path(folder) / "out")
             if n <= PLAIN:
-                (plain, stay), _ = apart(seconds_of_plain_python, ratings)
-                (alone, kept), memory = apart(seconds_to_filter, ratings)
+                plain, stay = apart(seconds_of_plain_python, ratings)
+                (alone, kept), memory = apart(held, partial(seconds_to_filter, ratings), "cpu")
                 assert stay == kept == events, (stay, kept, events)
                 yield Row("ratings to sequences of the 5-core", n, "ratings", alone, "plain Python", plain, memory)
 

@@ -35,7 +35,7 @@ def rows(size: str, device: str) -> Iterator[Row]:
         if _has_kernels(length, device):
             forms["fused"] = fused
         for name, form in forms.items():
-            (seconds, memory), _ = apart(measure, form, n_rows, length, device)
+            seconds, memory = apart(measure, form, n_rows, length, device)
             taken[name] = seconds
             remark = f"{n_rows} rows; memory: what it takes beyond inputs and their gradients"
             yield Row(name, length, "positions", seconds, "roofline", limit, memory, remark)

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import ParamSpec, TypeVar
@@ -103,22 +102,23 @@ def _time(seconds: float) -> str:
     return f"{seconds:.3g} s" if seconds >= 1 else f"{1000 * seconds:.3g} ms"
 
 
-def apart(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> tuple[T, float]:
-    """Call a function in a process of its own; also gives that process's peak memory in MiB."""
-    with ProcessPoolExecutor(1, get_context("spawn")) as process:
-        return process.submit(_with_memory, partial(function, *args, **kwargs)).result()
-
-
-def _with_memory(call: Callable[[], T]) -> tuple[T, float]:
-    as_in_training()
-    result = call()
-    return result, peak_bytes("cpu") / 2**20
+def apart(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Call a function in a process of its own, as a training is one."""
+    with ProcessPoolExecutor(1, get_context("spawn"), as_in_training) as process:
+        return process.submit(function, *args, **kwargs).result()
 
 
 def as_in_training() -> None:
     """One thread, as the workflow's jobs have, and TF32 on a GPU."""
     torch.set_num_threads(1)
     torch.set_float32_matmul_precision("high")
+
+
+def held(run: Callable[[], T], device: str) -> tuple[T, float]:
+    """What a call gives, and the MiB that the process, or the GPU, held at most meanwhile."""
+    start_peak(device)
+    result = run()
+    return result, peak_bytes(device) / 2**20
 
 
 def start_peak(device: str) -> None:

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from benchmarks.padded import padded_loss
-from benchmarks.roofline import best, measure_rates
+from benchmarks.roofline import best, measure_rates, profile
 from benchmarks.steps import Step
-from benchmarks.table import Row, apart
+from benchmarks.table import Row, apart, held
 from mmm4rec.models.base import Rows, System, Tables
 from mmm4rec.models.mmm4rec import MMM4Rec
 from mmm4rec.planning.measure import Subject, invent
@@ -24,19 +24,20 @@ def rows(size: str, device: str) -> Iterator[Row]:
     """Fine-tuning and pre-training at catalogues of the paper."""
     for stage, domains in (("finetune", DOMAINS[size]), ("pretrain", PRETRAINING[size])):
         for domain in domains:
-            (items, n_rows, seconds, limit), memory = apart(measure, stage, domain, BATCHES[size], device)
-            yield Row(f"{stage} step", items, "items", seconds, "roofline", limit, memory, f"{n_rows} rows")
+            items, n_rows, seconds, memory, limit, spent = apart(measure, stage, domain, BATCHES[size], device)
+            yield Row(f"{stage} step", items, "items", seconds, "roofline", limit, memory, f"{n_rows} rows; {spent}")
     for domain in DOMAINS[size]:
-        (items, n_rows, seconds, rival), _ = apart(measure_padded, domain, BATCHES[size], device)
+        items, n_rows, seconds, rival = apart(measure_padded, domain, BATCHES[size], device)
         yield Row("finetune step", items, "items", seconds, "padded reference", rival, remark=f"{n_rows} rows")
 
 
-def measure(stage: str, domain: str, batches: int | None, device: str) -> tuple[int, int, float, float]:
-    """Items, rows, seconds and the least seconds of an optimiser step."""
+def measure(stage: str, domain: str, batches: int | None, device: str) -> tuple[int, int, float, float, float, str]:
+    """Items, rows, seconds, MiB and the least seconds of an optimiser step, and what it is spent on."""
     where = torch.device(device)
-    rates = measure_rates(where)
     step = Step(invent("mmm4rec", stage, domain, where), batches)
-    return step.subject.events.n_items, len(step.rows), best(step, where, 3), step.work().seconds(rates)
+    seconds, memory = held(lambda: best(step, where, 3), device)
+    limit = step.work().seconds(measure_rates(where))
+    return step.subject.events.n_items, len(step.rows), seconds, memory, limit, profile(step, where)
 
 
 def measure_padded(domain: str, batches: int | None, device: str) -> tuple[int, int, float, float]:

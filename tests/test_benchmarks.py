@@ -1,13 +1,14 @@
 """What the benchmarks hold themselves against computes the same; that they run. No time is looked at."""
 
 import dataclasses
+import re
 
 import pytest
 import torch
 
 from benchmarks import conv, epoch, figure, loss, ssd, table
 from benchmarks.padded import padded_loss, padded_users
-from benchmarks.roofline import Work, count_operations, measure_rates
+from benchmarks.roofline import Work, count_operations, measure_rates, profile
 from benchmarks.steps import Step
 from mmm4rec.planning.measure import Subject, invent
 
@@ -53,7 +54,7 @@ def test_a_limit_is_the_larger_of_operations_and_bytes():
 def test_forms_of_ssd_are_measured_at_every_length(monkeypatch):
     monkeypatch.setitem(ssd.SIZES, "quick", (9, 65))
     monkeypatch.setitem(ssd.POSITIONS, "cpu", 65)
-    monkeypatch.setattr(ssd, "apart", lambda measure, *args: (measure(*args), 0.0))
+    monkeypatch.setattr(ssd, "apart", lambda measure, *args: measure(*args))
     rows = list(ssd.rows("quick", "cpu"))
     assert [(row.what, row.size) for row in rows] == [
         ("quadratic", 9),
@@ -97,8 +98,15 @@ def test_rows_are_written_and_drawn(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_an_epoch_is_measured_over_the_rows_asked_for(monkeypatch):
     monkeypatch.setitem(epoch.STEPS, "cpu", 0.05)
-    taken, whole, seconds, limit = epoch.measure("finetune", "scientific", "cpu")
+    taken, whole, seconds, memory, limit = epoch.measure("finetune", "scientific", "cpu")
     assert taken == int(0.05 * 8 * 1024)
     assert whole == 59_427 - 3 * 8_442  # the paper's Table I, less the first event and two held-out ones a user
     assert seconds > 0
     assert limit > 0
+    assert memory > 100  # MiB: libraries alone are more
+
+
+def test_a_profile_names_what_takes_the_time():
+    x = torch.randn(300, 300)
+    spent = profile(lambda: [x @ x for _ in range(20)] + [x.exp()], torch.device("cpu"), most=1)
+    assert re.fullmatch(r"products \d+ %", spent)
