@@ -19,6 +19,7 @@ from mmm4rec.io import read_json
 from mmm4rec.versions import VERSIONS
 
 PACKAGES = ("torch", "numpy", "pyarrow", "safetensors", "pydantic", "polars", "open_clip_torch", "transformers")
+UNKNOWN = "unknown"  # of a run made before it was recorded
 PACKAGE = Path(__file__).resolve().parent
 
 log = logging.getLogger(__name__)
@@ -81,13 +82,16 @@ def summary(runs: Sequence[Path], config: dict[str, Any]) -> dict[str, Any]:
     text = json.dumps(config, sort_keys=True, default=str)
     return {
         "date": datetime.now(UTC).date().isoformat(),
-        "dates_of_runs": sorted({e["date"] for e in environments if "date" in e}),
+        "dates_of_runs": sorted({e.get("date", UNKNOWN) for e in environments}),
         "commit": commit(),
         "config_sha256": hashlib.sha256(text.encode()).hexdigest(),
         "seeds": sorted({e["seed"] for e in environments}),
         "commits_of_runs": sorted({str(e["commit"]) for e in environments}),
         "devices": sorted({str(e["device"]) for e in environments}),
         "platforms": sorted({e["platform"] for e in environments}),
+        "mmm4rec": sorted({e.get("mmm4rec", UNKNOWN) for e in environments}),
+        "python": sorted({e.get("python", UNKNOWN) for e in environments}),
+        "cuda": sorted({e["cuda"] for e in environments if e.get("cuda")}),
         "packages": _versions(environments),
         "config": json.loads(text),
     }

@@ -9,7 +9,7 @@ from mmm4rec.config import read_system, system_keys
 from mmm4rec.evaluation.metrics import METRICS
 from mmm4rec.evaluation.significance import holm
 from mmm4rec.io import write_text
-from mmm4rec.reporting.accuracy import DAGGER, LEVEL, LIMITS, enough_draws, paired_test, users_of
+from mmm4rec.reporting.accuracy import DAGGER, LEVEL, LIMITS, dagger, enough_draws, paired_test, users_of
 from mmm4rec.reporting.published import comparable, print_cell, slips
 from mmm4rec.reporting.runs import Run, mean_and_spread, read_run, rounded, to_csv
 
@@ -63,10 +63,10 @@ def write_ablation_table(runs: Sequence[Path], out: Path, *, systems: Sequence[s
             if any(print_cells):
                 lines.append(f"|  | print | {' | '.join(print_cells)} |")
         lines.append("")
-    if marked:
+    if tests:
         lines += [
-            f"{DAGGER} differs from {read_system(WHOLE).name}: paired permutation test over the users, p < {LEVEL} "
-            f"after Holm's correction for {len(tests)} comparisons. {LIMITS}",
+            f"{dagger(marked)} differs from {read_system(WHOLE).name}: paired permutation test over the users, "
+            f"p < {LEVEL} after Holm's correction for {len(tests)} comparisons. {LIMITS}",
             "",
         ]
     lines += [line for text in slips(6, printed, systems) for line in (text, "")]

@@ -13,7 +13,7 @@ from mmm4rec.errors import UserError
 from mmm4rec.evaluation.metrics import METRICS, per_user
 from mmm4rec.evaluation.significance import DRAWS, Values, bootstrap_interval, holm, paired_p_value
 from mmm4rec.io import write_text
-from mmm4rec.reporting.published import Cell, comparable, print_cell, slips
+from mmm4rec.reporting.published import Cell, comparable, logged, print_cell, slips
 from mmm4rec.reporting.runs import Run, mean_and_spread, others, read_run, rounded, to_csv
 
 OURS = {2: "mmm4rec", 3: "mmm4rec_noid", 4: "mmm4rec"}
@@ -78,7 +78,7 @@ def write_accuracy_table(
             numbers = {s: mean for s, mean in means.items() if mean is not None}
             wide.append([dataset, metric, *(f"{v:.6f}" for v in numbers.values()), improvement(numbers, OURS[number])])
     write_text(out, to_csv(["dataset", "metric", *systems, "improvement"], wide))
-    write_text(out.with_name(f"{out.stem}_runs.csv"), _runs_csv(table, printed))
+    write_text(out.with_name(f"{out.stem}_runs.csv"), _runs_csv(number, table, printed))
     write_text(out.with_name(f"{out.stem}_tests.csv"), to_csv(TEST_COLUMNS, [rounded(test.values()) for test in tests]))
     write_text(out.with_suffix(".md"), _markdown(number, table, datasets, systems, tests, printed))
 
@@ -201,16 +201,17 @@ def _mean(values: list[float]) -> float | None:
     return statistics.fmean(values) if values else None
 
 
-def _runs_csv(table: list[Run], printed: Mapping[Cell, float]) -> str:
+def _runs_csv(number: int, table: list[Run], printed: Mapping[Cell, float]) -> str:
     rows = [
         [run["dataset"], run["system"], run["seed"], metric, f"{run['test'][metric]:.6f}"]
         + [printed.get((run["dataset"], run["system"], metric), "")]
         + [f"{bound:.6f}" for bound in bootstrap_interval(per_user(metric, run["ranks"]))]
         + [_short(run[cost]) for cost in COSTS]
+        + [logged(number, printed, (run["dataset"], run["system"], metric))]
         for run in table
         for metric in METRICS
     ]
-    return to_csv(["dataset", "system", "seed", "metric", "value", "published", "low", "high", *COSTS], rows)
+    return to_csv(["dataset", "system", "seed", "metric", "value", "published", "low", "high", *COSTS, "logged"], rows)
 
 
 def _users(table: Iterable[Run]) -> dict[str, int]:
@@ -247,15 +248,16 @@ def _markdown(
             lines.append(f"| {metric} | ours | {' | '.join(cells)} | {f'{found[0]:.2f}' if found else '-'}{mark} |")
             print_cells = [print_cell(number, printed, (dataset, s, metric)) for s in systems]
             if any(print_cells):
-                in_print = improvement(_of(printed, dataset, metric), OURS[number])
-                lines.append(f"| | print | {' | '.join(print_cells)} | {in_print} |")
+                in_print = gain(_of(printed, dataset, metric), OURS[number])
+                lines.append(f"| | print | {' | '.join(print_cells)} | {f'{in_print[0]:.2f}' if in_print else '-'} |")
             if (number, dataset, metric) == HEADLINE and (claim := _claim(printed, means)):
                 below.append(claim)
         lines.append("")
-    if significant:
+    if tests:
         lines.append(
-            f"{DAGGER} {read_system(OURS[number]).name} and the best other system differ: paired permutation test over "
-            f"the users, p < {LEVEL} after Holm's correction for {len(tests)} comparisons. {PICKED} {LIMITS}\n"
+            f"{dagger(significant)} {read_system(OURS[number]).name} and the best other system differ: paired "
+            f"permutation test over the users, p < {LEVEL} after Holm's correction for {len(tests)} comparisons. "
+            f"{PICKED} {LIMITS}\n"
         )
     lines += own_settings(table)
     if printed:
@@ -263,6 +265,11 @@ def _markdown(
     below += slips(number, printed, systems)
     lines += [line for text in below for line in (text, "")]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def dagger(marked: Collection[object]) -> str:
+    """What begins the note on tests below a table, also where they mark nothing: that they were made is to be known."""
+    return DAGGER if marked else f"{DAGGER} (nowhere here)"
 
 
 def _of(printed: Mapping[Cell, float], dataset: str, metric: str) -> dict[str, float]:
@@ -299,6 +306,11 @@ def notes(table: list[Run], dataset: str) -> list[str]:
     described = [r["config"]["features"] for r in runs if r["config"].get("features")]
     for encoder, text, image in sorted({(str(d["encoder"]), d["text"], d["image"]) for d in described}):
         notes.append(f"Features: {encoder}; text of {100 * text:.0f} %, images of {100 * image:.0f} % of the items.")
+    blind = [
+        r["system"] for r in runs if {"text", "image"} & set(r["config"]["reads"]) and not r["config"].get("features")
+    ]
+    if blind:
+        notes.append(f"Which features they read is not recorded of {', '.join(dict.fromkeys(blind))}.")
     scratch = sorted({r["system"] for r in runs if not r["config"]["pretrained"]})
     carried = sorted({r["system"] for r in runs if r["config"]["pretrained"]})
     sources = sorted({s for r in runs for s in (r["config"].get("pretraining") or {}).get("sources", [])})

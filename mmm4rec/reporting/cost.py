@@ -36,30 +36,37 @@ def write_cost_table(runs: Sequence[Path], out: Path) -> None:
         UserError: a run is not finished.
     """
     found: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    devices = set()
+    devices: dict[tuple[str, str], set[str]] = {}
     for path in runs:
         try:
             config, metrics, made_with = (read_json(path / f"{n}.json") for n in ("config", "metrics", "environment"))
         except FileNotFoundError as error:
             raise UserError(f"{error.filename}: no such file; this run has not finished") from None
-        found.setdefault((config.get("domain", PRETRAINING), config["system"]), []).append(metrics)
-        devices.add(made_with["device"])
+        key = (config.get("domain", PRETRAINING), config["system"])
+        found.setdefault(key, []).append(metrics)
+        devices.setdefault(key, set()).add(made_with["device"])
     datasets = list(dict.fromkeys(dataset for dataset, _ in found))
     rows = [
-        [dataset, system, len(of_system), *(_mean(of_system, name) for name in QUANTITIES)]
+        [
+            dataset,
+            system,
+            len(of_system),
+            *(_mean(of_system, name) for name in QUANTITIES),
+            "; ".join(sorted(devices[dataset, system])),
+        ]
         for dataset in datasets
         for system in system_keys()
         if (of_system := found.get((dataset, system)))
     ]
-    write_text(out, to_csv(["dataset", "system", "seeds", *QUANTITIES], rows))
+    write_text(out, to_csv(["dataset", "system", "seeds", *QUANTITIES, "devices"], rows))
 
-    header = ["system", "seeds", *(name.replace("_", " ").replace("mib", "MiB") for name in QUANTITIES)]
-    lines = ["# What every system costs", "", f"Means over the seeds. Device: {', '.join(sorted(devices))}.", ""]
+    header = ["system", "seeds", *(name.replace("_", " ").replace("mib", "MiB") for name in QUANTITIES), "devices"]
+    lines = ["# What every system costs", "", "Means over the seeds. Seconds of several devices are averaged too.", ""]
     for dataset in datasets:
-        lines += [f"## {dataset}", "", f"| {' | '.join(header)} |", "|---|" + "---:|" * (len(header) - 1)]
-        for name, system, *cells in rows:
+        lines += [f"## {dataset}", "", f"| {' | '.join(header)} |", "|---|" + "---:|" * (len(header) - 2) + "---|"]
+        for name, system, *cells, device in rows:
             if name == dataset:
-                lines.append(f"| {read_system(str(system)).name} | {' | '.join(map(_grouped, cells))} |")
+                lines.append(f"| {read_system(str(system)).name} | {' | '.join(map(_grouped, cells))} | {device} |")
         lines.append("")
     write_text(out.with_suffix(".md"), "\n".join(lines).rstrip() + "\n")
 

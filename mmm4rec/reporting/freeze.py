@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from mmm4rec.config import parse_config
+from mmm4rec.config import WITH_IMAGE, Config, parse_config
 from mmm4rec.errors import UserError
 from mmm4rec.io import write_json
 from mmm4rec.planning.jobs import all_jobs, same_settings
@@ -18,13 +18,13 @@ STAGES = ("runs", "truncation", "pretrained")
 def freeze(results: Path, config: dict[str, Any], out: Path) -> None:
     """Copy what a run of the workflow has made to ``out``, and say there where it comes from.
 
-    Runs that the configuration does not ask for, or asks for with other settings, are copied too, for tables may stand
-    on them; ``provenance.json`` names them under ``not_of_config``.
+    Runs and tables that the configuration does not ask for, or asks for with other settings, are copied too;
+    ``provenance.json`` names them under ``not_of_config``, and what it asks for in vain under ``missing``.
 
     Args:
         results: root of the run, the config key ``results``.
         config: see ``mmm4rec.config.result_settings``.
-        out: folder below ``published``; whatever was there is replaced.
+        out: folder below ``published``; whatever was there is replaced, but for its README.md.
 
     Raises:
         UserError: there is no table, or the configuration is none.
@@ -35,14 +35,20 @@ def freeze(results: Path, config: dict[str, Any], out: Path) -> None:
     runs = sorted(path.parent for stage in STAGES for path in (results / stage).rglob("metrics.json"))
     known = parse_config(config)
     asked = {job.outputs[0].parent.relative_to(known.results): job.settings for job in all_jobs(known) if job.stage}
-    other = [
-        name.as_posix()
-        for name in (run.relative_to(results) for run in runs)
-        if name not in asked or not same_settings(results / name, asked[name])
-    ]
-    provenance = summary(runs, config) | {"not_of_config": other}
+    figures = sorted(path for kind in ("csv", "png") for path in (results / "figures").rglob(f"*.{kind}"))
+    made = [run.relative_to(results) for run in runs]
+    other = [name for name in made if name not in asked or not same_settings(results / name, asked[name])]
+    of_others = [path.relative_to(results) for path in [*tables, *figures] if not _is_of(known, path, results)]
+    provenance = summary(runs, config) | {
+        "not_of_config": [name.as_posix() for name in [*other, *of_others]],
+        "missing": sorted(name.as_posix() for name in asked.keys() - set(made)),
+    }
+    readme = out / "README.md"  # written by hand
+    about = readme.read_bytes() if readme.exists() else None
     shutil.rmtree(out, ignore_errors=True)  # not before: the checkout would count as changed
-    figures = [path for kind in ("csv", "png") for path in (results / "figures").rglob(f"*.{kind}")]
+    if about is not None:
+        out.mkdir(parents=True)
+        readme.write_bytes(about)
     for path in [*tables, *figures]:
         _copy(path, out / path.relative_to(results))
     for run in runs:
@@ -50,6 +56,13 @@ def freeze(results: Path, config: dict[str, Any], out: Path) -> None:
             if (run / name).exists():
                 _copy(run / name, out / run.relative_to(results) / name)
     write_json(out / "provenance.json", provenance)
+
+
+def _is_of(config: Config, path: Path, results: Path) -> bool:
+    """Whether a table or figure is of all domains, or of one that the configuration has."""
+    _, *folders, _ = path.relative_to(results).parts
+    domains = [name + end for name in config.domains for end in ("", WITH_IMAGE)]
+    return not folders or any(path.stem.removesuffix(part) in domains for part in ("", "_runs", "_tests"))
 
 
 def _copy(path: Path, to: Path) -> None:

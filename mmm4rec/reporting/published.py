@@ -54,6 +54,11 @@ def print_cell(table: int, printed: Mapping[Cell, float], cell: Cell) -> str:
     return _as_printed(table, printed[cell]) + ("\\*" if (table, *cell) in LOGGED else "")
 
 
+def logged(table: int, printed: Mapping[Cell, float], cell: Cell) -> float | str:
+    """What the authors' log says where a printed cell beside ours is a slip; empty elsewhere."""
+    return LOGGED.get((table, *cell), "") if cell in printed else ""
+
+
 def _as_printed(table: int, value: float) -> str:
     return f"{value:g}" if table == 5 else f"{value:.4f}"
 
@@ -67,13 +72,13 @@ def slips(table: int, printed: Mapping[Cell, float], systems: Sequence[str]) -> 
         systems: the table's columns, or lines.
     """
     lines = []
-    for (number, *key), logged in LOGGED.items():
+    for (number, *key), in_log in LOGGED.items():
         dataset, system, metric = cell = (key[0], key[1], key[2])
         if number != table or cell not in printed or system not in systems:
             continue
-        cut = " (cut, not rounded)" if math.floor(logged * 1e4) == round(printed[cell] * 1e4) else ""
+        cut = " (cut, not rounded)" if math.floor(in_log * 1e4) == round(printed[cell] * 1e4) else ""
         name, value = read_system(system).name, _as_printed(table, printed[cell])
-        says = f"{logged:g}" if table == 5 else f"{logged:.6f}"
+        says = f"{in_log:g}" if table == 5 else f"{in_log:.6f}"
         lines.append(
             f"\\* a slip of print: {dataset}, {name}, {metric}: {value} is printed{cut}, the authors' log of this run "
             f"says {says}."

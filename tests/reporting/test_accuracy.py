@@ -47,7 +47,7 @@ def test_means_improvement_and_print(tmp_path):
     text = out.with_suffix(".md").read_text()
     assert "0.0900 ± 0.0141" in text
     assert "**0.1200**" in text
-    assert "| | print |  | 0.1080 | 0.1348 | - |" in text  # MISSRec's 0.1360 is above it
+    assert "| | print |  | 0.1080 | 0.1348 | -0.88 |" in text  # MISSRec's 0.1360 is above it
     assert "| | print |  | 0.2042 | 0.2627 | 6.23 |" in text  # over UniSRec's 0.2473
 
 
@@ -65,7 +65,7 @@ def test_ours_is_tested_against_the_best_other_system_user_by_user(tmp_path):
         assert first["low"] < first["difference"] < first["high"]
         assert first["p_holm"] >= first["p"]
         text = (tmp_path / "t.md").read_text()
-        assert (accuracy.DAGGER in text) == marked
+        assert (f"{accuracy.DAGGER} (nowhere here) MMM4Rec" in text) != marked
         explained = (
             "differ: paired permutation test over the users, p < 0.05 after Holm's correction for 4 comparisons. Where "
             "the other is ahead, its p counts as often as there are other systems: it was picked as their best."
@@ -131,6 +131,26 @@ def test_a_missing_run_is_named(tmp_path):
     with pytest.raises(UserError, match="has not finished"):
         accuracy.write_accuracy_table(2, [tmp_path / "nothing"], tmp_path / "t.csv", systems=["sasrec"])
     assert not (tmp_path / "t.csv").exists()
+
+
+def test_features_are_said_or_that_they_are_not_recorded(tmp_path):
+    features = {"encoder": "siglip", "text": 1.0, "image": 0.5}
+    runs = [
+        write_run(tmp_path, "sasrec", 1, 0.2),
+        write_run(tmp_path, "unisrec", 1, 0.2, reads=["text"], features=features),
+        write_run(tmp_path, "fdsa", 1, 0.2, reads=["ids", "text"]),
+    ]
+    accuracy.write_accuracy_table(2, runs, tmp_path / "t.csv", systems=["sasrec", "fdsa", "unisrec"])
+    text = (tmp_path / "t.md").read_text()
+    assert "Features: siglip; text of 100 %, images of 50 % of the items." in text
+    assert "Which features they read is not recorded of fdsa." in text
+
+
+def test_a_slip_of_print_comes_with_what_the_log_says(tmp_path):
+    accuracy.write_accuracy_table(2, [write_run(tmp_path, "mmm4rec", 1, 0.2)], tmp_path / "t.csv", systems=["mmm4rec"])
+    found = {row["metric"]: (row["published"], row["logged"]) for row in read(tmp_path / "t_runs.csv")}
+    assert found["ndcg@50"] == ("0.1002", "0.10028")
+    assert found["recall@10"] == ("0.1348", "")
 
 
 def test_a_leak_is_said_in_the_caption(tmp_path):

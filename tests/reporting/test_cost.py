@@ -21,7 +21,7 @@ def test_means_over_the_seeds_in_the_tables_order(tmp_path, monkeypatch):
     assert (mmm4rec["seeds"], mmm4rec["epochs"], mmm4rec["seconds"]) == ("2", "3.5", "1004.5")
     assert (mmm4rec["parameters"], mmm4rec["peak_memory_mib"], mmm4rec["peak_gpu_memory_mib"]) == ("10", "100", "")
     text = out.with_suffix(".md").read_text()
-    assert "Device: an abacus." in text
+    assert "| 8.0 | 100 |  | an abacus |" in text
     assert "## scientific" in text
     assert "| MMM4Rec | 2 | 10 |  | 3.5 | 2.0 | 3.00 | 1,004.5 | 8.0 | 100 |  |" in text
 

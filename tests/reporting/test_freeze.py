@@ -92,6 +92,22 @@ def test_runs_that_the_configuration_does_not_ask_for_are_named(results, tmp_pat
     assert (tmp_path / "out/runs/scientific/sasrec/seed_3/ranks.parquet").exists()
 
 
+def test_runs_without_a_result_and_tables_of_other_domains_are_named(results, tmp_path):
+    for name in ("table2/pantry.csv", "table2/scientific_tests.csv"):
+        write_text(results / "tables" / name, "dataset\n")
+    freeze(results, result_settings(parse_config(CONFIG)), tmp_path / "out")
+    provenance = json.loads((tmp_path / "out/provenance.json").read_text())
+    assert provenance["missing"] == ["runs/scientific/sasrec/seed_1", "runs/scientific/sasrec/seed_2"]
+    assert [name for name in provenance["not_of_config"] if name.startswith("tables")] == ["tables/table2/pantry.csv"]
+    assert provenance["dates_of_runs"] == ["unknown"]
+
+
+def test_what_was_written_by_hand_stays(results, tmp_path):
+    write_text(tmp_path / "out" / "README.md", "by hand")
+    freeze(results, CONFIG, tmp_path / "out")
+    assert (tmp_path / "out" / "README.md").read_text() == "by hand"
+
+
 def test_nothing_to_freeze(tmp_path):
     with pytest.raises(UserError, match="no table to freeze; run the workflow first"):
         freeze(tmp_path, CONFIG, tmp_path / "out")
