@@ -20,6 +20,7 @@ from snakemake_calls import EXAMPLE, ROOT, command, planned, snakemake
 from mmm4rec.config import load_config
 from mmm4rec.planning.jobs import all_jobs
 
+DEMO = ROOT / "config/demo.yaml"
 RUNS = "results/my_shop/runs/my_shop"
 #: a training of a moment, whatever the system's own settings are
 QUICK = {
@@ -300,12 +301,13 @@ def test_transfer_between_the_demo_s_domains(tmp_path):
         "sources": ["kitchen"],
         "targets": ["garage"],
         "seeds": [1],
-        "systems": ["mmm4rec", "mmm4rec_noid", "mmm4rec_scratch"],
+        "systems": ["sasrec", "mmsrec", "mmm4rec", "mmm4rec_noid", "mmm4rec_scratch"],
     }
-    changes["settings"] = {"mmm4rec": short, "mmm4rec_noid": short}
+    changes["settings"] = dict.fromkeys(("mmsrec", "mmm4rec", "mmm4rec_noid"), short)
+    changes["settings"]["sasrec"] = {"finetune": {"epochs": 1}}
     changes["pretrain_devices"] = 2
     changes["fig2"] = {"domain": "garage", "systems": ["mmm4rec"], "lengths": [1, 3]}
-    code, output = snakemake(tmp_path, example=ROOT / "config/demo.yaml", **changes)
+    code, output = snakemake(tmp_path, example=DEMO, **changes)
     assert code == 0, output
     results = tmp_path / "results/demo"
     assert (results / "pretrained/mmm4rec/model.safetensors").exists()
@@ -318,6 +320,23 @@ def test_transfer_between_the_demo_s_domains(tmp_path):
     for number, system in ((2, "mmm4rec"), (3, "mmm4rec_noid"), (4, "mmm4rec"), (5, "mmm4rec")):
         assert all(float(row[system]) >= 0 for row in tables[number])
     assert {row["variant"] for row in tables[6]} == {"mmm4rec", "mmm4rec_scratch"}
+    others = {2: "sasrec", 3: "mmsrec", 4: "mmsrec"}
+    for number, other in others.items():
+        tests = list(csv.DictReader((results / f"tables/table{number}_tests.csv").open()))
+        assert [(row["other"], float(row["p_holm"]) <= 1) for row in tests] == [(other, True)] * 4
+
+    alone = [f"results/demo/tables/table{number}/garage.csv" for number in range(1, 7)]
+    alone += [f"results/demo/figures/{figure}/garage.csv" for figure in ("fig2", "fig4")]
+    code, output = snakemake(tmp_path, *alone, "published/garage/provenance.json", example=DEMO, **changes)
+    assert code == 0, output
+    for number, rows in tables.items():
+        assert list(csv.DictReader((results / f"tables/table{number}/garage.csv").open())) == rows
+    frozen = tmp_path / "published/garage"
+    assert (frozen / "figures/fig4.png").exists()
+    provenance = json.loads((frozen / "provenance.json").read_text())
+    assert (provenance["missing"], provenance["not_of_config"]) == ([], [])
+    code, output = snakemake(tmp_path, "--report", "report.zip", example=DEMO, **changes)
+    assert code == 0, output
     users = [
         pq.read_metadata(results / f"runs/{d}/mmm4rec/seed_1/ranks.parquet").num_rows
         for d in ("garage", "garage_with_image")
