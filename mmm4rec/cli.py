@@ -277,7 +277,8 @@ def plan(
     known = latest(read_rates(), read_rates(rates) if rates else [])
     gpu = uses_gpu(config) if device in (None, "auto") else device != "cpu"
     name = device if device not in (None, "auto", "cpu", "cuda") else ""
-    made = make_plan(config, known, gpu=gpu, gpu_name=name or "", runs=runs)
+    elsewhere = [path for path in [Path("published")] if path.exists()]
+    made = make_plan(config, known, gpu=gpu, gpu_name=name or "", runs=runs, elsewhere=elsewhere)
     if out:
         write_plan(made, out)
     print_plan(made)

@@ -187,14 +187,15 @@ def test_plan(calls, monkeypatch, tmp_path):
     assert run("plan").exit_code == 0
     more = ["--device", "H100", "--rates", "x.csv", "--runs", "p", "--runs", "q", "--out", "o.csv"]
     assert run("plan", "--configfile", "over.yaml", *more).exit_code == 0
+    Path("published").mkdir()
     assert run("plan", "--device", "cuda").exit_code == 0
     (plain, options), (over, others), (_, cuda) = made
     assert (plain[0].targets, over[0].targets) == (["a"], ["b"])
     assert (over[0].encoder.name, over[0].encoder.batch_size) == ("other", 1)  # merged, key by key
-    assert (plain[1], options) == ([invented("None")], {"gpu": False, "gpu_name": "", "runs": []})
+    assert (plain[1], options) == ([invented("None")], {"gpu": False, "gpu_name": "", "runs": [], "elsewhere": []})
     assert over[1] == [invented("None"), invented("x.csv")]
-    assert others == {"gpu": True, "gpu_name": "H100", "runs": [Path("p"), Path("q")]}
-    assert (cuda["gpu"], cuda["gpu_name"]) == (True, "")
+    assert others == {"gpu": True, "gpu_name": "H100", "runs": [Path("p"), Path("q")], "elsewhere": []}
+    assert cuda == {"gpu": True, "gpu_name": "", "runs": [], "elsewhere": [Path("published")]}
     assert written == [((None, Path("o.csv")), {})]
     assert len(shown) == 3
 

@@ -17,12 +17,13 @@ DEMO = "Demo_"  # begins the names of invented categories
 
 @dataclass(frozen=True)
 class Source:
-    """Where one raw file comes from; ``bytes`` and ``sha256`` are None where nobody knows them yet."""
+    """Where one raw file comes from; bytes, sum, and rows, about, are None where nobody knows them yet."""
 
     urls: tuple[str, ...]
     licence: str
     bytes: int | None
     sha256: str | None
+    rows: int | None
 
 
 @cache
@@ -41,6 +42,7 @@ def source(category: str, edition: Edition, kind: Kind) -> Source:
         licence=spec["licence"],
         bytes=known.get("bytes"),
         sha256=known.get("sha256"),
+        rows=_registry()["ratings"].get(category) if (edition, kind) == (2018, "ratings") else None,
     )
 
 

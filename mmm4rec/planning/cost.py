@@ -82,7 +82,13 @@ class Estimate:
 
 
 def make_plan(
-    config: Config, rates: Sequence[Rate], *, gpu: bool, gpu_name: str = "", runs: Sequence[Path] = ()
+    config: Config,
+    rates: Sequence[Rate],
+    *,
+    gpu: bool,
+    gpu_name: str = "",
+    runs: Sequence[Path] = (),
+    elsewhere: Sequence[Path] = (),
 ) -> Plan:
     """The plan of all tables of a configuration.
 
@@ -92,6 +98,7 @@ def make_plan(
         gpu: plan for a GPU; steps without a rate on one are given in hours of a CPU.
         gpu_name: part of its name as in ``rates``; empty: the one measured last.
         runs: folders with further finished runs, whose times and epochs are known.
+        elsewhere: folders with runs of other machines, of which the epochs alone count, where there are no others.
 
     Raises:
         UserError: a folder of ``runs`` is not there, or a finished run is damaged.
@@ -102,6 +109,7 @@ def make_plan(
     # not the whole folder: results of other configurations may lie in it, those of the demo in `results/demo`
     own = [path for name in ("runs", "pretrained", "truncation") if (path := config.results / name).exists()]
     trainings = _Trainings(config, dict(sizes), finished_runs([*own, *runs]), rates, gpu, gpu_name)
+    trainings.elsewhere = finished_runs(elsewhere)
     rules = dict.fromkeys(job.rule for job in jobs if not job.stage)
     other = {rule: benchmarks(config.results, rule) for rule in rules}
 
@@ -190,6 +198,7 @@ class _Trainings:
         self.rates = {CPU: [r for r in rates if r.device.startswith("cpu")]}
         self.rates[GPU] = [r for r in on_gpu if newest and r.device == newest.device]
         self.without_gpu_rate: set[str] = set()
+        self.elsewhere: list[Finished] = []
 
     def size(self, job: Job) -> Size | None:
         """Size of a target, or of all sources."""
@@ -338,11 +347,16 @@ class _Trainings:
         least = min(patience + 1, most)
         whole = job.domain.removesuffix(WITH_IMAGE)
         printed = published(5).get((paper_domain(self.config, whole) or "", job.system, "epochs_to_best"))
-        runs = [run for run in self.finished if run.settings["system"] == job.system and "domain" in run.settings]
+        runs, others = (
+            [run.epochs for run in known if run.settings["system"] == job.system and "domain" in run.settings]
+            for known in (self.finished, self.elsewhere)
+        )
         if printed is not None:
             likely, where = round(printed) + patience, "print of Table V"
         elif runs:
-            likely, where = round(statistics.median(run.epochs for run in runs)), f"median of {len(runs)} finished runs"
+            likely, where = round(statistics.median(runs)), f"median of {len(runs)} finished runs"
+        elif others:
+            likely, where = round(statistics.median(others)), f"median of {len(others)} published runs"
         else:
             likely, where = most, "unknown: the most"
         return (least, min(max(likely, least), most), most), where

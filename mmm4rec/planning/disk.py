@@ -8,12 +8,14 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from mmm4rec.config import Config, raw_files
-from mmm4rec.data.registry import source
+from mmm4rec.data.registry import Source, source
 from mmm4rec.planning.jobs import Job
 from mmm4rec.planning.sizes import Size
 
 #: width of an encoder's vectors, float16
 WIDTHS = {"hf-hub:timm/ViT-B-16-SigLIP": 768, "tiny": 128}
+ROW_BYTES = 42  # a rating of the 2018 edition: two ids of 10 and 14 characters, a number, a time
+PICTURE_BYTES = 50_000  # a JPEG of up to 512 pixels a side, as photographs are; assumed until some are there
 RANK_BYTES = 8  # a user of ranks.parquet, before it is compressed
 
 
@@ -61,7 +63,7 @@ def disk_space(
 
 def _raw_disk(config: Config, jobs: list[Job], left: list[Job]) -> Disk:
     about = {str(path): key for path, key in raw_files(config).items()}
-    missing = [source(*about[str(job.outputs[0])]).bytes for job in left if job.rule == "download"]
+    missing = [_raw_bytes(source(*about[str(job.outputs[0])])) for job in left if job.rule == "download"]
     there = {path for job in jobs if job.rule in ("download", "demo") for path in job.outputs if path.exists()}
     return Disk(
         "raw files",
@@ -71,6 +73,10 @@ def _raw_disk(config: Config, jobs: list[Job], left: list[Job]) -> Disk:
     )
 
 
+def _raw_bytes(file: Source) -> int | None:
+    return file.bytes or (file.rows and file.rows * ROW_BYTES)
+
+
 def _images_disk(config: Config, left: list[Job], sizes: dict[str, Size | None]) -> Disk:
     folder = config.results / "images"
     manifests = sorted(folder.glob("*/manifest.parquet"))
@@ -78,11 +84,11 @@ def _images_disk(config: Config, left: list[Job], sizes: dict[str, Size | None])
     domains = [sizes[job.domain] for job in left if job.rule == "images"]
     if not domains:
         return Disk("images", _bytes(folder), 0)
-    if not pictures:
-        return Disk("images", _bytes(folder), None, "no domain's pictures are there yet to tell their mean size")
-    mean = statistics.fmean(pictures)
+    mean = statistics.fmean(pictures) if pictures else PICTURE_BYTES
     to_come = [round(size.images * mean) if size else None for size in domains]
-    return Disk("images", _bytes(folder), _total(to_come), _lacking(to_come, "size of the domain unknown"))
+    assumed = "" if pictures else f"{PICTURE_BYTES // 1000} kB a picture, assumed: none is there yet"
+    notes = [assumed, _lacking(to_come, "size of the domain unknown")]
+    return Disk("images", _bytes(folder), _total(to_come), "; ".join(filter(None, notes)))
 
 
 def _picture_sizes(manifest: Path) -> list[int]:

@@ -139,6 +139,9 @@ def _disk(disk: Sequence[Disk]) -> Table:
     table.add_column("")
     for row in disk:
         table.add_row(row.what, _size(row.there), "unknown" if row.to_come is None else _size(row.to_come), row.note)
+    table.add_section()
+    known = sum(row.to_come or 0 for row in disk)
+    table.add_row("together", _size(sum(row.there for row in disk)), _size(known), "of what is known")
     return table
 
 

@@ -253,8 +253,8 @@ def test_disk(config):
     plan = make_plan(own, even("sasrec_t"), gpu=False)
     to_come = {row.what: row.to_come for row in plan.disk}
     assert to_come == {
-        "raw files": None,  # the publisher states no size
-        "images": None,
+        "raw files": 42 * 1_800_000,  # its ratings; of metadata the publisher states no size
+        "images": 50_000 * 1585,
         "features": 2 * 768 * (4385 + 1585),
         "weights": 40,
         "runs, without weights": 8 * 8442,
@@ -291,6 +291,16 @@ def test_further_runs_tell_epochs(config, tmp_path):
     assert line(plan, "finetune", "sasrec").hours == pytest.approx(2 * (50 * 12 + 4) / 3600)
     with pytest.raises(UserError, match="no such folder"):
         make_plan(config(), [], gpu=False, runs=[tmp_path / "nowhere"])
+
+
+def test_runs_of_other_machines_tell_epochs_alone(config, tmp_path):
+    elsewhere = config(results=str(tmp_path / "elsewhere"), seeds=[7])
+    write_finished(elsewhere, "sasrec", "scientific", 7, epochs=50)
+    plan = make_plan(config(), even("sasrec"), gpu=False, elsewhere=[tmp_path / "elsewhere"])
+    found = line(plan, "finetune", "sasrec")
+    assert found.epochs_from == "median of 1 published runs"
+    assert "own runs" not in found.rate_from
+    assert found.hours_least / found.hours == pytest.approx(11 / 50, rel=0.05)  # and what is ranked once, at the end
 
 
 def test_a_damaged_run_is_named(config):
