@@ -19,7 +19,8 @@ PUBLISHED = Path(__file__).with_name("published_table1.csv")
 PAPER_SOURCES = {"food", "cds", "kindle", "movies", "home"}
 GATED = ("users", "items", "interactions")  # never images: links die
 SIZES = ("users", "items", "images", "interactions", "mean_length")
-COLUMNS = ("dataset", *SIZES[:3], "image_coverage", *SIZES[3:], *(f"published_{name}" for name in SIZES))
+COVERAGE = ("text_coverage", "image_coverage")
+COLUMNS = ("dataset", *SIZES[:3], *COVERAGE, *SIZES[3:], *(f"published_{name}" for name in SIZES))
 # Slips of print: the value to accept beside the printed one, and why.
 SLIPS = {
     ("office", "users"): (87346, "transposed digits; the released logs count 87,346"),
@@ -64,8 +65,8 @@ def write_table1(
 
     Args:
         domains: folder of every prepared domain, by its key in the configuration.
-        features: Parquet file of features, by the same keys; images are the items with ``has_image`` there. Left empty
-            for domains without such a file.
+        features: Parquet file of features, by the same keys; images and texts are the items that have
+            one there. Left empty for domains without such a file.
         published_names: name in ``published_table1.csv``, by the same keys, for domains that should be the paper's:
             categories of the 2018 edition with ``k_core: 5``.
         gate: what to do where users, items or interactions differ from the published ones.
@@ -80,7 +81,7 @@ def write_table1(
     sizes = {key: _sizes(folder, (features or {}).get(key)) for key, folder in domains.items()}
     names = dict(published_names)
     if sources:
-        union = {name: [sizes[key][name] for key in sources] for name in SIZES[:4]}
+        union = {name: [sizes[key][name] for key in sources] for name in (*SIZES[:4], "texts")}
         sizes["pretrain"] = {
             name: None if None in values else sum(filter(None, values)) for name, values in union.items()
         }
@@ -103,8 +104,11 @@ def write_table1(
 def _sizes(folder: Path, features: Path | None) -> dict[str, int | None]:
     with (folder / "statistics.csv").open(encoding="utf-8", newline="") as file:
         last = list(csv.DictReader(file))[-1]
-    images = None if features is None else pc.sum(pq.read_table(features, columns=["has_image"])["has_image"]).as_py()
-    return {name: int(last[name]) for name in GATED} | {"images": images}
+    there: dict[str, int | None] = {"texts": None, "images": None}
+    if features is not None:
+        has = pq.read_table(features, columns=["has_text", "has_image"])
+        there = {"texts": pc.sum(has["has_text"]).as_py(), "images": pc.sum(has["has_image"]).as_py()}
+    return {name: int(last[name]) for name in GATED} | there
 
 
 def _differences(sizes: Mapping[str, Any], names: Mapping[str, str], published: Mapping[str, Any]) -> str:
@@ -119,11 +123,15 @@ def _differences(sizes: Mapping[str, Any], names: Mapping[str, str], published: 
 
 
 def _row(key: str, sizes: Mapping[str, Any], published: Mapping[str, str]) -> dict[str, Any]:
-    users, items, images = sizes["users"], sizes["items"], sizes["images"]
+    users, items = sizes["users"], sizes["items"]
+    covered = {
+        f"{what}_coverage": None if sizes[f"{what}s"] is None else f"{sizes[f'{what}s'] / items:.4f}"
+        for what in ("text", "image")
+    }
     return {
         "dataset": key,
-        **sizes,
-        "image_coverage": None if images is None else f"{images / items:.4f}",
+        **{name: sizes[name] for name in SIZES[:4]},
+        **covered,
         "mean_length": f"{sizes['interactions'] / users:.2f}",
         **{f"published_{name}": published.get(name) for name in SIZES},
     }
@@ -142,12 +150,12 @@ def _markdown(rows: Sequence[Mapping[str, Any]], names: Mapping[str, str]) -> st
         "",
         "In brackets: as published. Images are those that could be fetched; links die, so they are not compared.",
         "",
-        "| dataset | users | items | images | image coverage | interactions | mean length |",
-        "|---|---|---|---|---|---|---|",
+        "| dataset | users | items | images | text coverage | image coverage | interactions | mean length |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
-        coverage = "" if row["image_coverage"] is None else f"{float(row['image_coverage']):.2%}"
-        cells = [row["dataset"], *(both(row, name) for name in SIZES[:3]), coverage]
+        coverage = ["" if row[name] is None else f"{float(row[name]):.2%}" for name in COVERAGE]
+        cells = [row["dataset"], *(both(row, name) for name in SIZES[:3]), *coverage]
         lines.append(f"| {' | '.join([*cells, *(both(row, name) for name in SIZES[3:])])} |")
     shown = set(names.values())
     slips = [

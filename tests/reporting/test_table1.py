@@ -42,19 +42,23 @@ def test_published_numbers():
 def test_a_domain_of_the_paper_and_an_own_one(tmp_path):
     domains = {"sci": domain(tmp_path / "sci", *SCIENTIFIC), "shop": domain(tmp_path / "shop", 2, 4, 10)}
     has_image = pa.array([True] * 1585 + [False] * 2800)
-    pq.write_table(pa.table({"has_image": has_image}), tmp_path / "f.parquet")
+    has_text = pa.array([True] * 4373 + [False] * 12)
+    pq.write_table(pa.table({"has_text": has_text, "has_image": has_image}), tmp_path / "f.parquet")
     out = tmp_path / "tables" / "table1.csv"
     write_table1(domains, {"sci": tmp_path / "f.parquet"}, {"sci": "scientific"}, "error", out)
     rows = read(out)
     assert tuple(rows["sci"]) == COLUMNS
     assert tuple(rows["sci"].values()) == (
-        *("sci", "8442", "4385", "1585", "0.3615", "59427", "7.04"),
+        *("sci", "8442", "4385", "1585", "0.9973", "0.3615", "59427", "7.04"),
         *("8442", "4385", "1585", "59427", "7.04"),
     )
-    assert tuple(rows["shop"].values()) == ("shop", "2", "4", "", "", "10", "5.00", "", "", "", "", "")
+    assert tuple(rows["shop"].values()) == ("shop", "2", "4", "", "", "", "10", "5.00", "", "", "", "", "")
     lines = out.with_suffix(".md").read_text().splitlines()
-    assert "| sci | 8,442 (8,442) | 4,385 (4,385) | 1,585 (1,585) | 36.15% | 59,427 (59,427) | 7.04 (7.04) |" in lines
-    assert "| shop | 2 | 4 |  |  | 10 | 5.00 |" in lines
+    assert (
+        "| sci | 8,442 (8,442) | 4,385 (4,385) | 1,585 (1,585) | 99.73% | 36.15% | 59,427 (59,427) | 7.04 (7.04) |"
+        in lines
+    )
+    assert "| shop | 2 | 4 |  |  |  | 10 | 5.00 |" in lines
 
 
 def test_the_gate(tmp_path, caplog):
