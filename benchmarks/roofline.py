@@ -107,6 +107,8 @@ def profile(run: Callable[[], object], device: torch.device, most: int = 5) -> s
             name = "products" if name in MATRIX_PRODUCTS else name
             taken[name] += event.self_cpu_time_total if device.type == "cpu" else event.self_device_time_total
     whole = taken.total()
+    if not whole:  # a GPU whose counters may not be read
+        return ""
     return ", ".join(f"{name} {100 * time / whole:.0f} %" for name, time in taken.most_common(most))
 
 

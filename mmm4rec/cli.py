@@ -116,7 +116,9 @@ def prepare(
     metadata: Annotated[Path | None, typer.Option(help="its metadata")] = None,
     interactions: Annotated[Path | None, typer.Option(help="own events: .parquet, .csv or .tsv")] = None,
     items: Annotated[Path | None, typer.Option(help="own items, optional")] = None,
-    memory_mb: Annotated[int, typer.Option(min=1, help="of memory; raw events that do not fit wait on disk")] = 8000,
+    memory_mb: Annotated[
+        int, typer.Option(min=1, help="megabytes of memory to take; raw events that do not fit wait on disk")
+    ] = 8000,
 ) -> None:
     """Turn raw files into a domain: events, items and users, after the k-core."""
     from mmm4rec.data.download import verify_raw
@@ -277,7 +279,8 @@ def plan(
     known = latest(read_rates(), read_rates(rates) if rates else [])
     gpu = uses_gpu(config) if device in (None, "auto") else device != "cpu"
     name = device if device not in (None, "auto", "cpu", "cuda") else ""
-    elsewhere = [path for path in [Path("published")] if path.exists()]
+    published = Path("published")
+    elsewhere = [published] if published.exists() else []
     made = make_plan(config, known, gpu=gpu, gpu_name=name or "", runs=runs, elsewhere=elsewhere)
     if out:
         write_plan(made, out)

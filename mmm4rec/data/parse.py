@@ -208,7 +208,7 @@ def _in_processes(
     if second is None:
         yield read(*first, wanted)
         return
-    n = pl.thread_pool_size()  # the cores this process may use, unless POLARS_MAX_THREADS says fewer
+    n = pl.thread_pool_size()  # the cores this process may use, unless POLARS_MAX_THREADS says otherwise
     with tempfile.NamedTemporaryFile("wb") as file:  # a process that ends early would leave a large argument unread
         file.write(orjson.dumps(list(wanted)))
         file.flush()

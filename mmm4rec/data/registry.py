@@ -17,7 +17,7 @@ DEMO = "Demo_"  # begins the names of invented categories
 
 @dataclass(frozen=True)
 class Source:
-    """Where one raw file comes from; bytes, sum, and rows, about, are None where nobody knows them yet."""
+    """Where one raw file comes from; size, sum and (about) rows are None where nobody knows them yet."""
 
     urls: tuple[str, ...]
     licence: str

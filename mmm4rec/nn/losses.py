@@ -5,6 +5,7 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 Reduction = Literal["mean", "sum"]
 
@@ -17,7 +18,8 @@ def full_cross_entropy(users: Tensor, candidates: Tensor, targets: Tensor, reduc
     """Cross-entropy of the target among all candidates, -log softmax(users @ candidates.T)[target].
 
     Scores are computed a few rows at a time and never kept: memory does not grow with B * N, and on a CPU the rows stay
-    in its caches. They are float32 at least, in mixed precision too. It can be differentiated once.
+    in its caches. They are float32 at least, in mixed precision too. It can be differentiated once, by one
+    ``backward``: its gradients are made on the way forward.
 
     Args:
         users: [B, D].
@@ -67,6 +69,7 @@ class _RowsAtATime(torch.autograd.Function):
         return loss
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         grad_users, grad_candidates = ctx.saved_tensors
         return grad_users.mul_(grad), grad_candidates.mul_(grad), None, None, None

@@ -109,7 +109,7 @@ def make_plan(
     # not the whole folder: results of other configurations may lie in it, those of the demo in `results/demo`
     own = [path for name in ("runs", "pretrained", "truncation") if (path := config.results / name).exists()]
     trainings = _Trainings(config, dict(sizes), finished_runs([*own, *runs]), rates, gpu, gpu_name)
-    trainings.elsewhere = finished_runs(elsewhere)
+    trainings.elsewhere = finished_runs(elsewhere, damaged="skip")
     rules = dict.fromkeys(job.rule for job in jobs if not job.stage)
     other = {rule: benchmarks(config.results, rule) for rule in rules}
 
@@ -119,6 +119,10 @@ def make_plan(
         return _from_benchmarks(job, other[job.rule], sizes, GPU if gpu and job.rule == "embed" else CPU)
 
     return Plan(_lines(jobs, estimate), disk_space(config, jobs, sizes, trainings.weights), sizes, trainings.notes())
+
+
+def _median_of(epochs: Sequence[int], kind: str) -> str:
+    return f"median of {len(epochs)} {kind} run{'s' * (len(epochs) != 1)}"
 
 
 def _lines(jobs: Iterable[Job], estimate: Callable[[Job], Estimate]) -> list[Line]:
@@ -348,15 +352,15 @@ class _Trainings:
         whole = job.domain.removesuffix(WITH_IMAGE)
         printed = published(5).get((paper_domain(self.config, whole) or "", job.system, "epochs_to_best"))
         runs, others = (
-            [run.epochs for run in known if run.settings["system"] == job.system and "domain" in run.settings]
+            [run.epochs for run in known if run.settings["system"] == job.system and run.stopped_by_itself]
             for known in (self.finished, self.elsewhere)
         )
         if printed is not None:
             likely, where = round(printed) + patience, "print of Table V"
         elif runs:
-            likely, where = round(statistics.median(runs)), f"median of {len(runs)} finished runs"
+            likely, where = round(statistics.median(runs)), _median_of(runs, "finished")
         elif others:
-            likely, where = round(statistics.median(others)), f"median of {len(others)} published runs"
+            likely, where = round(statistics.median(others)), _median_of(others, "published")
         else:
             likely, where = most, "unknown: the most"
         return (least, min(max(likely, least), most), most), where

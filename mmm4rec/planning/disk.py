@@ -65,11 +65,9 @@ def _raw_disk(config: Config, jobs: list[Job], left: list[Job]) -> Disk:
     about = {str(path): key for path, key in raw_files(config).items()}
     missing = [_raw_bytes(source(*about[str(job.outputs[0])])) for job in left if job.rule == "download"]
     there = {path for job in jobs if job.rule in ("download", "demo") for path in job.outputs if path.exists()}
+    notes = ["ratings by their number, about" if _total(missing) else "", _lacking(missing, "no size is stated")]
     return Disk(
-        "raw files",
-        sum(path.stat().st_size for path in there),
-        _total(missing),
-        _lacking(missing, "the publisher states no size"),
+        "raw files", sum(path.stat().st_size for path in there), _total(missing), "; ".join(filter(None, notes))
     )
 
 

@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from mmm4rec.errors import UserError
 from mmm4rec.io import read_json
@@ -45,6 +45,12 @@ class Finished:
         """Its domain, or the sources of a pre-training."""
         return str(self.settings.get("domain") or about_sources(self.settings["sources"]))
 
+    @property
+    def stopped_by_itself(self) -> bool:
+        """Whether it is a fine-tuning that its validation ended, not the limit of its epochs."""
+        stage = self.settings.get("stage")
+        return "domain" in self.settings and stage is not None and self.epochs < stage["epochs"]
+
 
 def about_sources(sources: Iterable[str]) -> str:
     """One name for all of the sources."""
@@ -61,8 +67,12 @@ def _work(stage: dict[str, Any] | None) -> dict[str, Any]:
     return {k: v for k, v in (stage or {}).items() if k not in LENGTH}
 
 
-def finished_runs(roots: Iterable[Path]) -> list[Finished]:
+def finished_runs(roots: Iterable[Path], damaged: Literal["error", "skip"] = "error") -> list[Finished]:
     """Every finished run below some folders.
+
+    Args:
+        roots: the folders.
+        damaged: what to do about a run whose files are damaged.
 
     Raises:
         UserError: a folder is not there, or a run's files are damaged.
@@ -75,6 +85,8 @@ def finished_runs(roots: Iterable[Path]) -> list[Finished]:
             try:
                 found.append(_read(path.parent))
             except (FileNotFoundError, KeyError, ValueError) as error:
+                if damaged == "skip":
+                    continue
                 raise UserError(f"{path.parent}: not a whole run ({error!r}); remove it or make it again") from None
     return found
 

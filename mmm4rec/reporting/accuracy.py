@@ -310,7 +310,7 @@ def notes(table: list[Run], dataset: str) -> list[str]:
         r["system"] for r in runs if {"text", "image"} & set(r["config"]["reads"]) and not r["config"].get("features")
     ]
     if blind:
-        notes.append(f"Which features they read is not recorded of {', '.join(dict.fromkeys(blind))}.")
+        notes.append(f"Features read by {', '.join(dict.fromkeys(blind))}: not recorded.")
     scratch = sorted({r["system"] for r in runs if not r["config"]["pretrained"]})
     carried = sorted({r["system"] for r in runs if r["config"]["pretrained"]})
     sources = sorted({s for r in runs for s in (r["config"].get("pretraining") or {}).get("sources", [])})

@@ -18,8 +18,9 @@ STAGES = ("runs", "truncation", "pretrained")
 def freeze(results: Path, config: dict[str, Any], out: Path) -> None:
     """Copy what a run of the workflow has made to ``out``, and say there where it comes from.
 
-    Runs and tables that the configuration does not ask for, or asks for with other settings, are copied too;
-    ``provenance.json`` names them under ``not_of_config``, and what it asks for in vain under ``missing``.
+    Runs that the configuration does not ask for, or asks for with other settings, are copied too, and so are tables and
+    figures of domains that it has not; ``provenance.json`` names them under ``not_of_config``. Runs that it asks for in
+    vain stand there under ``missing``.
 
     Args:
         results: root of the run, the config key ``results``.
@@ -27,8 +28,11 @@ def freeze(results: Path, config: dict[str, Any], out: Path) -> None:
         out: folder below ``published``; whatever was there is replaced, but for its README.md.
 
     Raises:
-        UserError: there is no table, or the configuration is none.
+        UserError: there is no table, ``out`` is where results are, or the configuration is none.
     """
+    at, sources = out.resolve(), [(results / name).resolve() for name in ("tables", "figures", *STAGES)]
+    if any(source.is_relative_to(at) or at.is_relative_to(source) for source in sources):
+        raise UserError(f"--out {out}: results are there; name a folder of its own, as published/<name>")
     tables = sorted(path for kind in ("csv", "md") for path in (results / "tables").rglob(f"*.{kind}"))
     if not tables:
         raise UserError(f"{results / 'tables'}: no table to freeze; run the workflow first")
@@ -41,14 +45,14 @@ def freeze(results: Path, config: dict[str, Any], out: Path) -> None:
     of_others = [path.relative_to(results) for path in [*tables, *figures] if not _is_of(known, path, results)]
     provenance = summary(runs, config) | {
         "not_of_config": [name.as_posix() for name in [*other, *of_others]],
-        "missing": sorted(name.as_posix() for name in asked.keys() - set(made)),
+        "missing": sorted(name.as_posix() for name in asked.keys() - (set(made) - set(other))),
     }
     readme = out / "README.md"  # written by hand
-    about = readme.read_bytes() if readme.exists() else None
-    shutil.rmtree(out, ignore_errors=True)  # not before: the checkout would count as changed
-    if about is not None:
-        out.mkdir(parents=True)
-        readme.write_bytes(about)
+    for path in out.iterdir() if out.exists() else ():  # not before: the checkout would count as changed
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path != readme:
+            path.unlink()
     for path in [*tables, *figures]:
         _copy(path, out / path.relative_to(results))
     for run in runs:

@@ -190,7 +190,7 @@ def test_own_runs_come_before_shipped_rates(config, make_domain):
     found = line(make_plan(own, even("sasrec"), gpu=False), "finetune", "sasrec")
     assert (found.jobs, found.done, found.left, found.out_of_date) == (2, 1, 1, 0)
     assert found.rate_from == "own runs"
-    assert found.epochs_from == "median of 1 finished runs"
+    assert found.epochs_from == "median of 1 finished run"
     assert found.hours_least == pytest.approx((11 * 12 + 4) / 3600)
     assert found.hours == found.hours_least  # it stopped before patience could have run out
     assert found.memory_mib == 500.0
@@ -298,7 +298,7 @@ def test_runs_of_other_machines_tell_epochs_alone(config, tmp_path):
     write_finished(elsewhere, "sasrec", "scientific", 7, epochs=50)
     plan = make_plan(config(), even("sasrec"), gpu=False, elsewhere=[tmp_path / "elsewhere"])
     found = line(plan, "finetune", "sasrec")
-    assert found.epochs_from == "median of 1 published runs"
+    assert found.epochs_from == "median of 1 published run"
     assert "own runs" not in found.rate_from
     assert found.hours_least / found.hours == pytest.approx(11 / 50, rel=0.05)  # and what is ranked once, at the end
 

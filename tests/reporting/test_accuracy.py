@@ -143,7 +143,7 @@ def test_features_are_said_or_that_they_are_not_recorded(tmp_path):
     accuracy.write_accuracy_table(2, runs, tmp_path / "t.csv", systems=["sasrec", "fdsa", "unisrec"])
     text = (tmp_path / "t.md").read_text()
     assert "Features: siglip; text of 100 %, images of 50 % of the items." in text
-    assert "Which features they read is not recorded of fdsa." in text
+    assert "Features read by fdsa: not recorded." in text
 
 
 def test_a_slip_of_print_comes_with_what_the_log_says(tmp_path):

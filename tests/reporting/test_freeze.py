@@ -102,6 +102,13 @@ def test_runs_without_a_result_and_tables_of_other_domains_are_named(results, tm
     assert provenance["dates_of_runs"] == ["unknown"]
 
 
+def test_results_do_not_freeze_themselves_away(results, tmp_path):
+    for out in (tmp_path, results, results / "tables", results / "runs" / "frozen"):
+        with pytest.raises(UserError, match="results are there; name a folder of its own"):
+            freeze(results, CONFIG, out)
+    assert (results / "tables" / "table2.csv").exists()
+
+
 def test_what_was_written_by_hand_stays(results, tmp_path):
     write_text(tmp_path / "out" / "README.md", "by hand")
     freeze(results, CONFIG, tmp_path / "out")
