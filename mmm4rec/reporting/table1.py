@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from mmm4rec.errors import UserError
+from mmm4rec.features.store import read_table
 from mmm4rec.io import write_text
 
 logger = logging.getLogger(__name__)
@@ -106,7 +106,7 @@ def _sizes(folder: Path, features: Path | None) -> dict[str, int | None]:
         last = list(csv.DictReader(file))[-1]
     there: dict[str, int | None] = {"texts": None, "images": None}
     if features is not None:
-        has = pq.read_table(features, columns=["has_text", "has_image"])
+        has = read_table(features, ["has_text", "has_image"])
         there = {"texts": pc.sum(has["has_text"]).as_py(), "images": pc.sum(has["has_image"]).as_py()}
     return {name: int(last[name]) for name in GATED} | there
 
