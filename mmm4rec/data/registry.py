@@ -23,7 +23,7 @@ class Source:
     licence: str
     bytes: int | None
     sha256: str | None
-    rows: int | None
+    rows: int | None = None
 
 
 @cache
