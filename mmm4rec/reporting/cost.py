@@ -1,7 +1,7 @@
 """What every system costs: epochs, seconds, parameters, memory, from the runs' own records."""
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,15 +60,33 @@ def write_cost_table(runs: Sequence[Path], out: Path) -> None:
     ]
     write_text(out, to_csv(["dataset", "system", "seeds", *QUANTITIES, "devices"], rows))
 
-    header = ["system", "seeds", *(name.replace("_", " ").replace("mib", "MiB") for name in QUANTITIES), "devices"]
-    lines = ["# What every system costs", "", "Means over the seeds. Seconds of several devices are averaged too.", ""]
+    header = ["system", "seeds", *(name.replace("_", " ").replace("mib", "MiB") for name in QUANTITIES)]
+    lines = ["# What every system costs", "", "Means over the seeds.", ""]
     for dataset in datasets:
-        lines += [f"## {dataset}", "", f"| {' | '.join(header)} |", "|---|" + "---:|" * (len(header) - 2) + "---|"]
-        for name, system, *cells, device in rows:
+        lines += [
+            f"## {dataset}",
+            "",
+            _said_of_devices(dataset, devices),
+            "",
+            f"| {' | '.join(header)} |",
+            "|---|" + "---:|" * (len(header) - 1),
+        ]
+        for name, system, *cells, _ in rows:
             if name == dataset:
-                lines.append(f"| {read_system(str(system)).name} | {' | '.join(map(_grouped, cells))} | {device} |")
+                lines.append(f"| {read_system(str(system)).name} | {' | '.join(map(_grouped, cells))} |")
         lines.append("")
     write_text(out.with_suffix(".md"), "\n".join(lines).rstrip() + "\n")
+
+
+def _said_of_devices(dataset: str, devices: Mapping[tuple[str, str], Collection[str]]) -> str:
+    """On which devices a dataset's systems ran; those of the same ones together."""
+    groups: dict[str, list[str]] = {}
+    for (about, system), names in devices.items():
+        if about == dataset:
+            groups.setdefault(" and ".join(sorted(names)), []).append(read_system(system).name)
+    if len(groups) == 1:
+        return f"Device: {next(iter(groups))}."
+    return "Devices: " + "; ".join(f"{names}: {', '.join(systems)}" for names, systems in groups.items()) + "."
 
 
 def _mean(runs: Sequence[dict[str, Any]], name: str) -> str:
