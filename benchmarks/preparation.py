@@ -43,17 +43,17 @@ def rows(size: str, device: str) -> Iterator[Row]:
     """Preparation at each size; ``device`` plays no part."""
     for n in SIZES[size]:
         with tempfile.TemporaryDirectory() as folder:
+            out = Path(folder) / "out"
             ratings, metadata = invent(Path(folder), n)
             read = apart(seconds_to_read, ratings, metadata)
-            ours, memory = apart(cost_to_prepare, ratings, metadata, Path(folder) / "out")
-            events = pl.scan_parquet(Path(folder) / "out/interactions.parquet").select(pl.len()).collect().item()
+            ours, memory = apart(cost_to_prepare, ratings, metadata, out)
+            events = pl.scan_parquet(out / "interactions.parquet").select(pl.len()).collect().item()
             remark = f"{events} events stay"
             yield Row("ratings and metadata to a domain", n, "ratings", ours, "polars reads both", read, memory, remark)
-            shutil.rmtree(Path(folder) / "out")
-            out = Path(folder) / "out"
+            shutil.rmtree(out)
             parts, memory = apart(cost_to_prepare, ratings, metadata, out, memory_mb=n // 35_000)
             yield Row("the same in parts on disk", n, "ratings", parts, "all in memory", ours, memory)
-            shutil.rmtree(Path(folder) / "out")
+            shutil.rmtree(out)
             if n <= PLAIN:
                 plain, stay = apart(seconds_of_plain_python, ratings)
                 (alone, kept), memory = apart(held, partial(seconds_to_filter, ratings), "cpu")

@@ -17,7 +17,7 @@ PRODUCT = {"cpu": 2048, "cuda": 8192}  # rows and columns of the matrices whose 
 COPIED = {"cpu": 2**28, "cuda": 2**31}  # bytes, far more than any cache
 CALLS = {"cpu": 1, "cuda": 10}  # timed together: a GPU is waited for once
 REPEATS = 5
-MATRIX_PRODUCTS = {"mm", "addmm", "addmm_", "bmm", "baddbmm", "baddbmm_"}  # of matrices
+MATRIX_PRODUCTS = {"mm", "addmm", "addmm_", "bmm", "baddbmm", "baddbmm_"}  # names of PyTorch's operations
 
 
 @dataclass(frozen=True)

@@ -226,7 +226,7 @@ def by_length(encode: Callable[[Rows], Tensor], rows: Rows) -> Tensor:
 
 
 def chunks_by_length(rows: Rows) -> Iterator[tuple[Tensor, Rows]]:
-    """Rows of similar length, trimmed to their longest, after which they are; short ones first, each row once."""
+    """Every row once, in chunks of similar length, short ones first: which rows, and they, cut to the longest."""
     device = rows.lengths.device.type
     lengths = rows.lengths if rows.host_lengths is None else rows.host_lengths
     order = torch.argsort(rows.lengths, stable=True)

@@ -108,8 +108,8 @@ def make_plan(
     sizes = {name: domain_size(config, name) for name in names}
     # not the whole folder: results of other configurations may lie in it, those of the demo in `results/demo`
     own = [path for name in ("runs", "pretrained", "truncation") if (path := config.results / name).exists()]
-    trainings = _Trainings(config, dict(sizes), finished_runs([*own, *runs]), rates, gpu, gpu_name)
-    trainings.elsewhere = finished_runs(elsewhere, damaged="skip")
+    published_runs = finished_runs(elsewhere, damaged="skip")
+    trainings = _Trainings(config, dict(sizes), finished_runs([*own, *runs]), published_runs, rates, gpu, gpu_name)
     rules = dict.fromkeys(job.rule for job in jobs if not job.stage)
     other = {rule: benchmarks(config.results, rule) for rule in rules}
 
@@ -191,18 +191,18 @@ class _Trainings:
         config: Config,
         sizes: dict[str, Size | None],
         finished: list[Finished],
+        elsewhere: list[Finished],
         rates: Sequence[Rate],
         gpu: bool,
         gpu_name: str,
     ) -> None:
-        self.config, self.sizes, self.finished = config, sizes, finished
+        self.config, self.sizes, self.finished, self.elsewhere = config, sizes, finished, elsewhere
         self.gpu = gpu
         on_gpu = [r for r in rates if not r.device.startswith("cpu") and gpu_name.lower() in r.device.lower()]
         newest = max(on_gpu, key=lambda rate: rate.date, default=None)
         self.rates = {CPU: [r for r in rates if r.device.startswith("cpu")]}
         self.rates[GPU] = [r for r in on_gpu if newest and r.device == newest.device]
         self.without_gpu_rate: set[str] = set()
-        self.elsewhere: list[Finished] = []
 
     def size(self, job: Job) -> Size | None:
         """Size of a target, or of all sources."""

@@ -66,9 +66,7 @@ def _raw_disk(config: Config, jobs: list[Job], left: list[Job]) -> Disk:
     missing = [_raw_bytes(source(*about[str(job.outputs[0])])) for job in left if job.rule == "download"]
     there = {path for job in jobs if job.rule in ("download", "demo") for path in job.outputs if path.exists()}
     notes = ["ratings by their number, about" if _total(missing) else "", _lacking(missing, "no size is stated")]
-    return Disk(
-        "raw files", sum(path.stat().st_size for path in there), _total(missing), "; ".join(filter(None, notes))
-    )
+    return Disk("raw files", sum(path.stat().st_size for path in there), _total(missing), _joined(*notes))
 
 
 def _raw_bytes(file: Source) -> int | None:
@@ -86,7 +84,7 @@ def _images_disk(config: Config, left: list[Job], sizes: dict[str, Size | None])
     to_come = [round(size.images * mean) if size else None for size in domains]
     assumed = "" if pictures else f"{PICTURE_BYTES // 1000} kB a picture, assumed: none is there yet"
     notes = [assumed, _lacking(to_come, "size of the domain unknown")]
-    return Disk("images", _bytes(folder), _total(to_come), "; ".join(filter(None, notes)))
+    return Disk("images", _bytes(folder), _total(to_come), _joined(*notes))
 
 
 def _picture_sizes(manifest: Path) -> list[int]:
@@ -117,6 +115,10 @@ def _total(values: Sequence[int | None]) -> int | None:
     """Sum of what is known; None if nothing is."""
     known = [value for value in values if value is not None]
     return sum(known) if known or not values else None
+
+
+def _joined(*notes: str) -> str:
+    return "; ".join(filter(None, notes))
 
 
 def _lacking(values: Sequence[int | None], why: str) -> str:

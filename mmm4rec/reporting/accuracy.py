@@ -245,11 +245,11 @@ def _markdown(
             cells = [_cell(values[s], best) for s in systems]
             mark = DAGGER if (dataset, metric) in significant else ""
             found = gain(means, OURS[number])
-            lines.append(f"| {metric} | ours | {' | '.join(cells)} | {f'{found[0]:.2f}' if found else '-'}{mark} |")
+            lines.append(f"| {metric} | ours | {' | '.join(cells)} | {_percent(found)}{mark} |")
             print_cells = [print_cell(number, printed, (dataset, s, metric)) for s in systems]
             if any(print_cells):
                 in_print = gain(_of(printed, dataset, metric), OURS[number])
-                lines.append(f"| | print | {' | '.join(print_cells)} | {f'{in_print[0]:.2f}' if in_print else '-'} |")
+                lines.append(f"| | print | {' | '.join(print_cells)} | {_percent(in_print)} |")
             if (number, dataset, metric) == HEADLINE and (claim := _claim(printed, means)):
                 below.append(claim)
         lines.append("")
@@ -265,6 +265,10 @@ def _markdown(
     below += slips(number, printed, systems)
     lines += [line for text in below for line in (text, "")]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _percent(found: tuple[float, str] | None) -> str:
+    return f"{found[0]:.2f}" if found else "-"
 
 
 def dagger(marked: Collection[object]) -> str:

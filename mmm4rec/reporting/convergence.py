@@ -8,7 +8,7 @@ from mmm4rec.config import read_system
 from mmm4rec.errors import UserError
 from mmm4rec.io import write_text
 from mmm4rec.reporting.published import LOGGED, Cell, comparable, print_cell, slips
-from mmm4rec.reporting.runs import Run, mean_and_spread, others, read_run, to_csv
+from mmm4rec.reporting.runs import Run, devices_line, mean_and_spread, others, read_run, to_csv
 
 #: the table's quantity, and what a run calls it; the paper prints the first two
 QUANTITIES = {
@@ -75,14 +75,8 @@ def ratios(seconds: dict[str, float]) -> dict[str, float]:
 def _markdown(table: list[Run], systems: Sequence[str]) -> str:
     names = {system: read_system(system).name for system in systems}
     printed = comparable(5, {run["dataset"]: run["users"] for run in table})
-    devices: dict[str, list[str]] = {}
-    for run in table:
-        where = f"{run['system']} on {run['dataset']}"
-        if where not in devices.setdefault(run["device"], []):
-            devices[run["device"]].append(where)
-    named = "; ".join(f"{device}: {', '.join(runs)}" for device, runs in sorted(devices.items()))
     lines = ["# Table V: epochs and seconds to the best validation score", "", NOTE, ""]
-    lines += [f"Devices: {named}." if len(devices) > 1 else f"Device: {', '.join(devices)}.", ""]
+    lines += [devices_line((run["device"], f"{run['system']} on {run['dataset']}") for run in table), ""]
     lines += ["| dataset | quantity | | " + " | ".join(names.values()) + " |", "|---|---|---|" + "---:|" * len(systems)]
     claims = []
     for dataset in dict.fromkeys(run["dataset"] for run in table):

@@ -1,14 +1,14 @@
 """What every system costs: epochs, seconds, parameters, memory, from the runs' own records."""
 
 import statistics
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from mmm4rec.config import read_system, system_keys
 from mmm4rec.errors import UserError
 from mmm4rec.io import read_json, write_text
-from mmm4rec.reporting.runs import to_csv
+from mmm4rec.reporting.runs import devices_line, to_csv
 
 #: a run's quantity, and the decimals it is written with
 QUANTITIES = {
@@ -66,7 +66,11 @@ def write_cost_table(runs: Sequence[Path], out: Path) -> None:
         lines += [
             f"## {dataset}",
             "",
-            _said_of_devices(dataset, devices),
+            devices_line(
+                (" and ".join(sorted(names)), read_system(system).name)
+                for (about, system), names in devices.items()
+                if about == dataset
+            ),
             "",
             f"| {' | '.join(header)} |",
             "|---|" + "---:|" * (len(header) - 1),
@@ -76,17 +80,6 @@ def write_cost_table(runs: Sequence[Path], out: Path) -> None:
                 lines.append(f"| {read_system(str(system)).name} | {' | '.join(map(_grouped, cells))} |")
         lines.append("")
     write_text(out.with_suffix(".md"), "\n".join(lines).rstrip() + "\n")
-
-
-def _said_of_devices(dataset: str, devices: Mapping[tuple[str, str], Collection[str]]) -> str:
-    """On which devices a dataset's systems ran; those of the same ones together."""
-    groups: dict[str, list[str]] = {}
-    for (about, system), names in devices.items():
-        if about == dataset:
-            groups.setdefault(" and ".join(sorted(names)), []).append(read_system(system).name)
-    if len(groups) == 1:
-        return f"Device: {next(iter(groups))}."
-    return "Devices: " + "; ".join(f"{names}: {', '.join(systems)}" for names, systems in groups.items()) + "."
 
 
 def _mean(runs: Sequence[dict[str, Any]], name: str) -> str:

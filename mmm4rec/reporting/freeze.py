@@ -1,10 +1,11 @@
 """Finished results as files to be kept under version control: tables, figures, runs without weights, provenance."""
 
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from mmm4rec.config import WITH_IMAGE, Config, parse_config
+from mmm4rec.config import WITH_IMAGE, parse_config
 from mmm4rec.errors import UserError
 from mmm4rec.io import write_json
 from mmm4rec.planning.jobs import all_jobs, same_settings
@@ -42,7 +43,8 @@ def freeze(results: Path, config: dict[str, Any], out: Path) -> None:
     figures = sorted(path for kind in ("csv", "png") for path in (results / "figures").rglob(f"*.{kind}"))
     made = [run.relative_to(results) for run in runs]
     other = [name for name in made if name not in asked or not same_settings(results / name, asked[name])]
-    of_others = [path.relative_to(results) for path in [*tables, *figures] if not _is_of(known, path, results)]
+    domains = {name + end for name in known.domains for end in ("", WITH_IMAGE)}
+    of_others = [path for path in (p.relative_to(results) for p in [*tables, *figures]) if not _is_of(domains, path)]
     provenance = summary(runs, config) | {
         "not_of_config": [name.as_posix() for name in [*other, *of_others]],
         "missing": sorted(name.as_posix() for name in asked.keys() - (set(made) - set(other))),
@@ -62,10 +64,9 @@ def freeze(results: Path, config: dict[str, Any], out: Path) -> None:
     write_json(out / "provenance.json", provenance)
 
 
-def _is_of(config: Config, path: Path, results: Path) -> bool:
-    """Whether a table or figure is of all domains, or of one that the configuration has."""
-    _, *folders, _ = path.relative_to(results).parts
-    domains = [name + end for name in config.domains for end in ("", WITH_IMAGE)]
+def _is_of(domains: Collection[str], path: Path) -> bool:
+    """Whether a table or figure, its path below the results, is of all domains together or of one of these."""
+    _, *folders, _ = path.parts
     return not folders or any(path.stem.removesuffix(part) in domains for part in ("", "_runs", "_tests"))
 
 

@@ -45,6 +45,20 @@ def others(systems: Iterable[str]) -> list[str]:
     return [system for system in systems if not system.startswith("mmm4rec")]
 
 
+def devices_line(used: Iterable[tuple[str, str]]) -> str:
+    """Says which device (or devices) what ran on.
+
+    >>> devices_line([("H100", "pop"), ("H100", "pop")]), devices_line([("H100", "pop"), ("A100", "pop")])
+    ('Device: H100.', 'Devices: A100: pop; H100: pop.')
+    """
+    ran: dict[str, dict[str, None]] = {}
+    for device, what in used:
+        ran.setdefault(device, {})[what] = None
+    if len(ran) == 1:
+        return f"Device: {next(iter(ran))}."
+    return "Devices: " + "; ".join(f"{device}: {', '.join(ran[device])}" for device in sorted(ran)) + "."
+
+
 def mean_and_spread(values: Sequence[float], digits: int) -> str:
     """Mean over the seeds, with the standard deviation where there are several.
 

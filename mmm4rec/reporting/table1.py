@@ -123,16 +123,15 @@ def _differences(sizes: Mapping[str, Any], names: Mapping[str, str], published: 
 
 
 def _row(key: str, sizes: Mapping[str, Any], published: Mapping[str, str]) -> dict[str, Any]:
-    users, items = sizes["users"], sizes["items"]
-    covered = {
-        f"{what}_coverage": None if sizes[f"{what}s"] is None else f"{sizes[f'{what}s'] / items:.4f}"
-        for what in ("text", "image")
-    }
+    def coverage(there: int | None) -> str | None:
+        return None if there is None else f"{there / sizes['items']:.4f}"
+
     return {
         "dataset": key,
         **{name: sizes[name] for name in SIZES[:4]},
-        **covered,
-        "mean_length": f"{sizes['interactions'] / users:.2f}",
+        "text_coverage": coverage(sizes["texts"]),
+        "image_coverage": coverage(sizes["images"]),
+        "mean_length": f"{sizes['interactions'] / sizes['users']:.2f}",
         **{f"published_{name}": published.get(name) for name in SIZES},
     }
 

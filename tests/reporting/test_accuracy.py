@@ -65,6 +65,7 @@ def test_ours_is_tested_against_the_best_other_system_user_by_user(tmp_path):
         assert first["low"] < first["difference"] < first["high"]
         assert first["p_holm"] >= first["p"]
         text = (tmp_path / "t.md").read_text()
+        assert (f"{accuracy.DAGGER} |" in text) == marked  # behind the improvement
         assert (f"{accuracy.DAGGER} (nowhere here) MMM4Rec" in text) != marked
         explained = (
             "differ: paired permutation test over the users, p < 0.05 after Holm's correction for 4 comparisons. Where "
