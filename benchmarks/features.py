@@ -1,7 +1,6 @@
 """Pictures to vectors, against decoding alone and against the encoder alone.
 
-The encoder is SigLIP's ViT-B/16 with random weights: its speed does not depend on them. In a quick run it is the demo's
-small one.
+The encoder is SigLIP's ViT-B/16 with random weights; in a quick run it is the demo's small one.
 """
 
 import io
@@ -11,9 +10,6 @@ from concurrent.futures import ThreadPoolExecutor
 from os import cpu_count
 from pathlib import Path
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from PIL import Image
 
@@ -21,10 +17,10 @@ from benchmarks.roofline import best, timed
 from benchmarks.table import Row, apart, held
 from mmm4rec.features.embed import encode_images
 from mmm4rec.features.encoder import SIDE, Encoder, fetch_encoder, load_encoder
+from mmm4rec.planning.measure_steps import invent_pictures, random_encoder
 
 PICTURES = {"quick": {"cpu": 256, "cuda": 1024}, "full": {"cpu": 64, "cuda": 100_000}}
 BATCH = {"cpu": 32, "cuda": 512}
-STORED = (384, 384)  # pixels of a picture; fetched ones are kept with up to 512 a side
 
 
 def rows(size: str, device: str) -> Iterator[Row]:
@@ -43,8 +39,8 @@ def measure(size: str, device: str, n: int) -> tuple[float, float, float, float]
     where, batch = torch.device(device), BATCH[device]
     torch.set_num_threads(cpu_count() or 1)
     with tempfile.TemporaryDirectory() as folder:
-        encoder = small(Path(folder)) if size == "quick" else large(where)
-        data = invent(Path(folder) / "images", n)
+        encoder = small(Path(folder)) if size == "quick" else random_encoder(where)
+        data = invent_pictures(Path(folder) / "images", n)
 
         def all_of_it() -> None:
             with tempfile.TemporaryDirectory() as state:
@@ -65,33 +61,3 @@ def small(folder: Path) -> Encoder:
     """The demo's encoder."""
     fetch_encoder("tiny", folder / "tiny", offline=True)
     return load_encoder(folder / "tiny", "cpu", "fp32")
-
-
-def large(device: torch.device) -> Encoder:
-    """SigLIP's ViT-B/16 as it is used, but for its weights."""
-    import open_clip
-    from open_clip.transform import PreprocessCfg, image_transform_v2
-
-    model = open_clip.create_model("ViT-B-16-SigLIP", device=device, load_weights=False).eval()
-    preprocess = image_transform_v2(PreprocessCfg(**open_clip.get_model_preprocess_cfg(model)), is_train=False)
-    return Encoder(model, lambda texts: torch.zeros(0), preprocess, device, "bf16" if device.type == "cuda" else "fp32")
-
-
-def invent(folder: Path, n: int) -> list[bytes]:
-    """JPEGs of coloured noise at a few scales, written as fetched pictures are kept; their bytes."""
-    draw, data = np.random.default_rng(0), []
-    for _ in range(min(n, 64)):
-        coarse = Image.fromarray(draw.integers(0, 256, (12, 12, 3), dtype=np.uint8))
-        buffer = io.BytesIO()
-        coarse.resize(STORED, Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=90)
-        data.append(buffer.getvalue())
-    data = [data[k % len(data)] for k in range(n)]
-    folder.mkdir()
-    for shard, start in enumerate(range(0, n, 1000)):
-        jpegs = data[start : start + 1000]
-        ids = pa.array(range(start + 1, start + 1 + len(jpegs)), pa.int32())
-        table = pa.table(
-            {"item_id": ids, "image": pa.array(jpegs, pa.binary()), "sha256": pa.array(["-"] * len(jpegs))}
-        )
-        pq.write_table(table, folder / f"shard_{shard:05d}.parquet")
-    return data

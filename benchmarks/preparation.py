@@ -1,11 +1,9 @@
 """Preparation of a domain from raw files, against reading them with polars and against plain Python.
 
-Ratings and metadata are invented, in the formats of Amazon Reviews 2018: few users and items with many events, many
-with few. At full size there are as many ratings as Home and Kitchen has.
+Ratings and metadata are invented. At full size there are as many ratings as Home and Kitchen has.
 """
 
 import gzip
-import json
 import shutil
 import tempfile
 import time
@@ -16,7 +14,6 @@ from functools import partial
 from pathlib import Path
 from threading import Event, Thread
 
-import numpy as np
 import polars as pl
 import psutil
 
@@ -24,18 +21,9 @@ from benchmarks.table import Row, apart, held, peak_bytes
 from mmm4rec.data.events import InMemory
 from mmm4rec.data.parse import read_ratings
 from mmm4rec.data.prepare import prepare, renumber
+from mmm4rec.planning.measure_steps import SETTINGS, invent_raw
 
 SIZES = {"quick": (200_000,), "full": (2_000_000, 20_000_000)}
-EVENTS_A_USER, EVENTS_AN_ITEM = 2.25, 17.0  # as in Home and Kitchen before any filter
-SKEW = 0.75  # exponent of the popularity over its rank
-SETTINGS = {
-    "domain": "invented",
-    "amazon": "Invented",
-    "edition": 2018,
-    "k_core": 5,
-    "text_fields": "title_category_brand",
-}
-WORDS = ("steel", "kitchen", "set", "with", "large", "cotton", "glass", "modern", "lamp", "white", "soft", "storage")
 PLAIN = 2_000_000  # ratings up to which plain Python is waited for
 
 
@@ -44,7 +32,7 @@ def rows(size: str, device: str) -> Iterator[Row]:
     for n in SIZES[size]:
         with tempfile.TemporaryDirectory() as folder:
             out = Path(folder) / "out"
-            ratings, metadata = invent(Path(folder), n)
+            ratings, metadata = invent_raw(Path(folder), n)
             read = apart(seconds_to_read, ratings, metadata)
             ours, memory = apart(cost_to_prepare, ratings, metadata, out)
             events = pl.scan_parquet(out / "interactions.parquet").select(pl.len()).collect().item()
@@ -59,42 +47,6 @@ def rows(size: str, device: str) -> Iterator[Row]:
                 (alone, kept), memory = apart(held, partial(seconds_to_filter, ratings), "cpu")
                 assert stay == kept == events, (stay, kept, events)
                 yield Row("ratings to sequences of the 5-core", n, "ratings", alone, "plain Python", plain, memory)
-
-
-def invent(folder: Path, n: int) -> tuple[Path, Path]:
-    """Write ``n`` ratings and the metadata of their items; the paths of both."""
-    draw = np.random.default_rng(0)
-    n_users, n_items = int(n / EVENTS_A_USER), int(n / EVENTS_AN_ITEM)
-    users, items = (_skewed(count, n, draw) for count in (n_users, n_items))
-    events = pl.DataFrame({"item": items, "user": users}).select(
-        ("B" + pl.col("item").cast(pl.String).str.zfill(9)).alias("item"),
-        ("A" + pl.col("user").cast(pl.String).str.zfill(13)).alias("user"),
-        pl.Series("rating", draw.integers(1, 6, n).astype(np.float32)),
-        pl.Series("timestamp", 1_300_000_000 + 86_400 * draw.integers(0, 2500, n)),
-    )
-    ratings, metadata = folder / "Invented.csv", folder / "meta_Invented.json.gz"
-    events.write_csv(ratings, include_header=False)
-    with gzip.open(metadata, "wt", compresslevel=1, encoding="utf-8") as file:
-        for item in range(n_items):
-            words = [WORDS[k] for k in draw.integers(0, len(WORDS), 80)]
-            record = {
-                "category": ["Home & Kitchen", " ".join(words[:2]), " ".join(words[2:4])],
-                "description": [" ".join(words[10:])],
-                "title": " ".join(words[:9]),
-                "brand": words[9],
-                "also_buy": [f"B{k:09d}" for k in range(item, item + 20)],
-                "imageURLHighRes": [f"https://images.example.org/I/{item}.jpg"],
-                "asin": f"B{item:09d}",
-            }
-            file.write(json.dumps(record) + "\n")
-    return ratings, metadata
-
-
-def _skewed(count: int, n: int, draw: np.random.Generator) -> np.ndarray:
-    """``n`` draws out of 0..count - 1, the k-th as likely as (k + 10) ** -SKEW."""
-    weights = (np.arange(count) + 10.0) ** -SKEW
-    order = draw.permutation(count)
-    return order[np.searchsorted(np.cumsum(weights) / weights.sum(), draw.random(n), side="right").clip(max=count - 1)]
 
 
 def seconds_to_read(ratings: Path, metadata: Path) -> float:

@@ -290,16 +290,18 @@ def plan(
 @app.command()
 def rates(
     out: Out,
-    system: Annotated[list[str], typer.Option(help="key of a system; repeat; default: all")] = [],  # noqa: B006
+    system: Annotated[list[str], typer.Option(help="key of a system, or prepare, embed; repeat; default: all")] = [],  # noqa: B006
     steps: Annotated[int, typer.Option(min=1, help="optimiser steps that are timed")] = 1,
     device: Device = "auto",
 ) -> None:
-    """Measure what training and ranking take here, on invented catalogues, for `mmm4rec plan`."""
+    """Measure what training, ranking, preparation and the encoder take here, on invented data, for `mmm4rec plan`."""
     from mmm4rec.planning.measure import measure
+    from mmm4rec.planning.rates import STEPS
 
     for key in system:
-        read_system(key)  # a wrong key is known before hours of measuring
-    measure(out, system or system_keys(), device=device, steps=steps)
+        if key not in STEPS:
+            read_system(key)  # a wrong key is known before hours of measuring
+    measure(out, system or [*system_keys(), *STEPS], device=device, steps=steps)
 
 
 # ------------------------------------------------------------------------------------------------ results

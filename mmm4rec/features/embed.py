@@ -85,7 +85,7 @@ def embed(
     key = {"settings": settings, "inputs": [hashlib.sha256(path.read_bytes()).hexdigest() for path in inputs]}
     with tempfile.TemporaryDirectory() if state is None else nullcontext(state) as folder:
         _same_work(Path(folder), key)
-        text, has_text = _encode_texts(model, items["text"], Path(folder), batch_size)
+        text, has_text = encode_texts(model, items["text"], Path(folder), batch_size)
         image, has_image = encode_images(model, Path(images), len(items), Path(folder), batch_size)
     has = {"text": has_text} | ({"image": has_image} if has_image.any() else {})
     check_missing(settings["missing_features"], has, items["item"], str(domain))
@@ -121,7 +121,7 @@ def _same_work(state: Path, key: dict[str, Any]) -> None:
         write_json(path, key)
 
 
-def _encode_texts(
+def encode_texts(
     model: Encoder, texts: pa.ChunkedArray, state: Path, batch_size: int
 ) -> tuple[np.ndarray | None, np.ndarray]:
     """Vectors [N, F] of the texts, and which items have one."""

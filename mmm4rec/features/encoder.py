@@ -178,7 +178,7 @@ class Encoder:
 def load_encoder(folder: Path, device: str | torch.device, precision: Literal["bf16", "fp32"]) -> Encoder:
     """Load an encoder that ``fetch_encoder`` brought, after checking that it is whole and a SigLIP.
 
-    bf16 runs on GPUs and on processors that have it; elsewhere, where it would be many times slower, fp32 stands in.
+    Where there is no bf16, fp32 stands in (``usable_precision``).
 
     Raises:
         UserError: files are missing or changed, open_clip cannot load them, or they ask for another preprocessing or
@@ -223,11 +223,14 @@ def load_encoder(folder: Path, device: str | torch.device, precision: Literal["b
             f"{folder / 'open_clip_config.json'}: the tokenizer keeps capitals or punctuation, SigLIP's does not; set "
             'model_cfg.text_cfg.tokenizer_kwargs to {"clean": "canonicalize"}'
         )
-    if device.type == "cpu" and not (
-        torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    ):
-        precision = "fp32"
-    return Encoder(model, tokenize, image_transform_v2(PreprocessCfg(**found), is_train=False), device, precision)
+    preprocess = image_transform_v2(PreprocessCfg(**found), is_train=False)
+    return Encoder(model, tokenize, preprocess, device, usable_precision(device, precision))
+
+
+def usable_precision(device: torch.device, precision: Literal["bf16", "fp32"]) -> Literal["bf16", "fp32"]:
+    """The precision asked for, or fp32 on a processor where bf16 would be many times slower."""
+    mkldnn = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return precision if device.type != "cpu" or mkldnn else "fp32"
 
 
 # ------------------------------------------------------------------------------------------------ the tiny one

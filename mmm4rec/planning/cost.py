@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from mmm4rec.config import WITH_IMAGE, Config, bases, paper_domain, read_system, system_keys
+from mmm4rec.data.registry import source
 from mmm4rec.planning.disk import Disk, disk_space
 from mmm4rec.planning.finished import Finished, about_sources, benchmarks, finished_runs, same_work
 from mmm4rec.planning.jobs import Job, all_jobs
-from mmm4rec.planning.rates import Rate, at_size, epoch_seconds, ranking_seconds
+from mmm4rec.planning.rates import ENCODER, Rate, at_size, epoch_seconds, ranking_seconds
 from mmm4rec.planning.sizes import Size, domain_size, union_size
 from mmm4rec.reporting.published import published
 
@@ -109,16 +110,14 @@ def make_plan(
     # not the whole folder: results of other configurations may lie in it, those of the demo in `results/demo`
     own = [path for name in ("runs", "pretrained", "truncation") if (path := config.results / name).exists()]
     published_runs = finished_runs(elsewhere, damaged="skip")
-    trainings = _Trainings(config, dict(sizes), finished_runs([*own, *runs]), published_runs, rates, gpu, gpu_name)
-    rules = dict.fromkeys(job.rule for job in jobs if not job.stage)
-    other = {rule: benchmarks(config.results, rule) for rule in rules}
+    known = _KnownRates(rates, gpu, gpu_name)
+    trainings = _Trainings(config, dict(sizes), finished_runs([*own, *runs]), published_runs, known)
+    steps = _Steps(config, sizes, known)
 
     def estimate(job: Job) -> Estimate:
-        if job.stage:
-            return trainings.estimate(job)
-        return _from_benchmarks(job, other[job.rule], sizes, GPU if gpu and job.rule == "embed" else CPU)
+        return trainings.estimate(job) if job.stage else steps.estimate(job)
 
-    return Plan(_lines(jobs, estimate), disk_space(config, jobs, sizes, trainings.weights), sizes, trainings.notes())
+    return Plan(_lines(jobs, estimate), disk_space(config, jobs, sizes, trainings.weights), sizes, known.notes())
 
 
 def _median_of(epochs: Sequence[int], kind: str) -> str:
@@ -166,21 +165,87 @@ def _most(one: float | None, other: float | None) -> float | None:
     return max((value for value in (one, other) if value), default=None)
 
 
-def _from_benchmarks(
-    job: Job, finished: dict[str, tuple[float, float]], sizes: dict[str, Size | None], device: str
-) -> Estimate:
-    """Of a step that trains nothing: as its own job took before, else as those of other domains did, item by item."""
-    name = job.domain.removesuffix(WITH_IMAGE)
-    if name in finished and job.rule != "download":
-        seconds, memory = finished[name]
-        return Estimate(device, (seconds,) * 3, rate_from="own benchmarks", memory=memory)
-    size = sizes.get(name)
-    known = [(s / z.items, memory) for other, (s, memory) in finished.items() if (z := sizes.get(other))]
-    if job.rule in MEASURED_STEPS and size and known:
-        seconds = size.items * _middle(rate for rate, _ in known)
-        memory = max(memory for _, memory in known)
-        return Estimate(device, (seconds,) * 3, rate_from="own benchmarks of other domains, by items", memory=memory)
-    return Estimate(device, rate_from="no rate")
+class _KnownRates:
+    """Rates of a CPU and of one GPU; remembers what has none on the GPU, though one is asked for."""
+
+    def __init__(self, rates: Sequence[Rate], gpu: bool, gpu_name: str) -> None:
+        self.gpu = gpu
+        on_gpu = [r for r in rates if not r.device.startswith("cpu") and gpu_name.lower() in r.device.lower()]
+        newest = max(on_gpu, key=lambda rate: rate.date, default=None)
+        self.rates = {CPU: [r for r in rates if r.device.startswith("cpu")]}
+        self.rates[GPU] = [r for r in on_gpu if newest and r.device == newest.device]
+        self.without_gpu_rate: set[str] = set()
+
+    def of(self, device: str, name: str, stage: str) -> list[Rate]:
+        """Rates of a system in a stage, or of what is measured of a step; smallest catalogue first."""
+        return sorted((r for r in self.rates[device] if r.key == (name, stage)), key=lambda rate: rate.items)
+
+    def where_known(self, name: str, estimate: Callable[[str], Estimate]) -> Estimate:
+        """An estimate on a GPU if that is asked for and any rate is known there, else on a CPU."""
+        if self.gpu:
+            found = estimate(GPU)
+            if found.seconds:
+                return found
+            self.without_gpu_rate.add(name)
+        return estimate(CPU)
+
+    def notes(self) -> list[str]:
+        """What a reader must know."""
+        if not self.without_gpu_rate:
+            return []
+        names = ", ".join(sorted(self.without_gpu_rate))
+        return [f"No GPU rate of {names}: hours of one CPU thread instead. `mmm4rec rates` on the GPU measures them."]
+
+
+class _Steps:
+    """Estimates of jobs that train nothing."""
+
+    def __init__(self, config: Config, sizes: dict[str, Size | None], known: _KnownRates) -> None:
+        self.config, self.sizes, self.known = config, sizes, known
+
+    def estimate(self, job: Job) -> Estimate:
+        """As its own job took before, else as those of other domains did, item by item, else by rates."""
+        device = GPU if self.known.gpu and job.rule == "embed" else CPU
+        name, finished = job.domain.removesuffix(WITH_IMAGE), benchmarks(self.config.results, job.rule)
+        if name in finished and job.rule != "download":
+            seconds, memory = finished[name]
+            return Estimate(device, (seconds,) * 3, rate_from="own benchmarks", memory=memory)
+        size = self.sizes.get(name)
+        others = [(s / z.items, memory) for other, (s, memory) in finished.items() if (z := self.sizes.get(other))]
+        if job.rule in MEASURED_STEPS and size and others:
+            seconds = size.items * _middle(rate for rate, _ in others)
+            memory = max(memory for _, memory in others)
+            return Estimate(
+                device, (seconds,) * 3, rate_from="own benchmarks of other domains, by items", memory=memory
+            )
+        if job.rule == "embed":
+            return self.known.where_known(job.rule, lambda device: self._by_rates(device, job, size))
+        return self._by_rates(CPU, job, size)
+
+    def _by_rates(self, device: str, job: Job, size: Size | None) -> Estimate:
+        amounts = self._amounts(job, size)
+        rates = {what: self.known.of(device, job.rule, what) for what in amounts}
+        if not amounts or not all(rates.values()):
+            return Estimate(device, rate_from="no rate")
+        seconds = sum(n * rates[what][0].step / rates[what][0].rows for what, n in amounts.items())
+        measured = [rate for (rate,) in rates.values()]
+        return Estimate(
+            device,
+            (seconds,) * 3,
+            rate_from=f"rates of {measured[0].device}",
+            memory=max(rate.memory for rate in measured) if job.rule == "embed" else None,  # else it grows with the job
+            gpu_memory=max(rate.gpu_memory for rate in measured) or None,
+        )
+
+    def _amounts(self, job: Job, size: Size | None) -> dict[str, int]:
+        """What a job reads, named as in ``STEPS``; nothing where that is not known, or not what was measured."""
+        if job.rule == "prepare":
+            spec = self.config.domains[job.domain]
+            rows = source(spec.amazon, spec.edition, "ratings").rows if spec.amazon else None
+            return {"ratings": rows} if rows else {}
+        if job.rule == "embed" and self.config.encoder.source == ENCODER and size:
+            return {"texts": size.items, "images": size.images}
+        return {}
 
 
 class _Trainings:
@@ -192,17 +257,9 @@ class _Trainings:
         sizes: dict[str, Size | None],
         finished: list[Finished],
         elsewhere: list[Finished],
-        rates: Sequence[Rate],
-        gpu: bool,
-        gpu_name: str,
+        known: _KnownRates,
     ) -> None:
-        self.config, self.sizes, self.finished, self.elsewhere = config, sizes, finished, elsewhere
-        self.gpu = gpu
-        on_gpu = [r for r in rates if not r.device.startswith("cpu") and gpu_name.lower() in r.device.lower()]
-        newest = max(on_gpu, key=lambda rate: rate.date, default=None)
-        self.rates = {CPU: [r for r in rates if r.device.startswith("cpu")]}
-        self.rates[GPU] = [r for r in on_gpu if newest and r.device == newest.device]
-        self.without_gpu_rate: set[str] = set()
+        self.config, self.sizes, self.finished, self.elsewhere, self.known = config, sizes, finished, elsewhere, known
 
     def size(self, job: Job) -> Size | None:
         """Size of a target, or of all sources."""
@@ -211,20 +268,8 @@ class _Trainings:
         return self.sizes[job.domain]
 
     def estimate(self, job: Job) -> Estimate:
-        """Of one job, on a GPU if that is asked for and any rate is known there."""
-        if self.gpu:
-            found = self._on(GPU, job)
-            if found.seconds:
-                return found
-            self.without_gpu_rate.add(job.system)
-        return self._on(CPU, job)
-
-    def notes(self) -> list[str]:
-        """What a reader must know."""
-        if not self.without_gpu_rate:
-            return []
-        systems = ", ".join(sorted(self.without_gpu_rate))
-        return [f"No GPU rate of {systems}: hours of one CPU thread instead. `mmm4rec rates` on the GPU measures them."]
+        """Of one job."""
+        return self.known.where_known(job.system, lambda device: self._on(device, job))
 
     def shipped(self, device: str, job: Job, stage: str = "") -> list[Rate]:
         """Rates of a job's system and stage, smallest catalogue first.
@@ -235,9 +280,8 @@ class _Trainings:
         scratch = stage == "finetune" and not job.settings["pretrained"]
         for system in (job.system, *bases(job.system)):
             for wanted in ("scratch", "finetune") if scratch else (stage,):
-                found = [rate for rate in self.rates[device] if rate.key == (system, wanted)]
-                if found:
-                    return sorted(found, key=lambda rate: rate.items)
+                if found := self.known.of(device, system, wanted):
+                    return found
         return []
 
     def _on(self, device: str, job: Job) -> Estimate:

@@ -10,10 +10,11 @@ import pyarrow.parquet as pq
 from mmm4rec.config import Config, raw_files
 from mmm4rec.data.registry import Source, source
 from mmm4rec.planning.jobs import Job
+from mmm4rec.planning.rates import ENCODER
 from mmm4rec.planning.sizes import Size
 
 #: width of an encoder's vectors, float16
-WIDTHS = {"hf-hub:timm/ViT-B-16-SigLIP": 768, "tiny": 128}
+WIDTHS = {ENCODER: 768, "tiny": 128}
 ROW_BYTES = 42  # a rating of the 2018 edition: two ids of 10 and 14 characters, a number, a time
 PICTURE_BYTES = 50_000  # a JPEG of up to 512 pixels a side, as photographs are; assumed until some are there
 RANK_BYTES = 8  # a user of ranks.parquet, before it is compressed

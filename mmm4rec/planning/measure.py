@@ -1,4 +1,4 @@
-"""Measure how fast each system trains and ranks, on invented catalogues of the paper's sizes.
+"""Measure how fast each system trains and ranks, on invented catalogues of the paper's sizes, and the steps before.
 
 A catalogue's size is the one thing that differs between two measurements of a system: `plan` draws the line through
 them. Every measurement runs in a process of its own, so that its peak memory is its own.
@@ -14,8 +14,10 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from datetime import UTC, datetime
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -24,13 +26,14 @@ from torch import Tensor
 from mmm4rec.config import StageSettings, SystemFile, read_system
 from mmm4rec.evaluation.ranking import rank_targets
 from mmm4rec.models.base import Catalogue, System, build, model_class
-from mmm4rec.planning.rates import Rate, latest, read_rates, write_rates
+from mmm4rec.planning.rates import STEPS, Rate, latest, read_rates, write_rates
 from mmm4rec.provenance import environment
 from mmm4rec.reporting.table1 import published_sizes
 from mmm4rec.training.data import Events
 from mmm4rec.training.finetune import freeze
 from mmm4rec.training.loop import Loss, finetune_loss, pretrain_loss, resolve_device, train
 from mmm4rec.training.run import load_pretrained
+from mmm4rec.versions import VERSIONS
 
 log = logging.getLogger(__name__)
 
@@ -43,24 +46,32 @@ SHORTEST = 5  # events of a user, as after the paper's 5-core
 
 
 def measure(out: Path, systems: Sequence[str], *, device: str, steps: int) -> None:
-    """Measure every stage of systems at two sizes and write the rates to ``out``.
+    """Measure every stage of systems at two sizes, and steps at one, and write the rates to ``out``.
 
     Rates of ``out`` that are not measured anew stay; the file is written after each measurement, so that a stopped call
     loses only the one under way.
 
     Args:
         out: CSV file, as ``mmm4rec.planning.rates`` reads it.
-        systems: keys.
+        systems: keys, and steps (``mmm4rec.planning.rates.STEPS``).
         device: ``auto``, ``cpu`` or ``cuda``; on a CPU one thread is measured.
         steps: optimiser steps that are timed, after one to warm up.
     """
     for key in systems:
-        for stage in stages(read_system(key)):
-            for domain in SIZES["source" if stage == "pretrain" else "target"]:
-                with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
-                    rate = process.submit(measure_one, key, stage, domain, device, steps).result()
-                write_rates(out, latest(read_rates(out) if out.exists() else [], [rate]))
-                log.info("%s, %s, %d items: %.3g s a step of %d rows", *rate.key, rate.items, rate.step, rate.rows)
+        if key in STEPS:
+            calls = [partial(measure_step, key, what, device) for what in STEPS[key]]
+        else:
+            calls = [
+                partial(measure_one, key, stage, domain, device, steps)
+                for stage in stages(read_system(key))
+                for domain in SIZES["source" if stage == "pretrain" else "target"]
+            ]
+        for call in calls:
+            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+                rate = process.submit(call).result()
+            write_rates(out, latest(read_rates(out) if out.exists() else [], [rate]))
+            of_items = f", {rate.items} items" if rate.items else ""
+            log.info("%s, %s%s: %.3g s for %d rows", *rate.key, of_items, rate.step, rate.rows)
 
 
 def stages(system: SystemFile) -> list[str]:
@@ -93,10 +104,8 @@ def measure_one(key: str, stage: str, domain: str, device: str, steps: int) -> R
     tables = ranked = 0.0
     if stage in ("finetune", "scratch"):
         tables, ranked = _rank(subject, clock)
-    on_gpu = where.type == "cuda"
-    made_with = environment([], where.type)
-    return Rate(
-        device=made_with["device"] if on_gpu else "cpu, 1 thread",
+    return _rate(
+        where,
         system=key,
         stage=stage,
         items=subject.events.n_items,
@@ -106,11 +115,35 @@ def measure_one(key: str, stage: str, domain: str, device: str, steps: int) -> R
         tables=tables,
         ranked=RANKED,
         rank=ranked,
-        memory=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-        gpu_memory=torch.cuda.max_memory_allocated() / 2**20 if on_gpu else 0.0,
         weights=sum(t.numel() * t.element_size() for t in subject.system.state_dict().values()),
         steps=steps,
         version=subject.file.version,
+    )
+
+
+def measure_step(key: str, what: str, device: str) -> Rate:
+    """One measurement of a step that trains nothing, in this process; preparation is always on the CPU."""
+    from mmm4rec.planning import measure_steps  # needs polars and open_clip, which a machine for training may lack
+
+    where = torch.device("cpu") if key == "prepare" else resolve_device(device)
+    clock = _gpu_clock if where.type == "cuda" else time.process_time
+    if key == "prepare":
+        n, seconds = measure_steps.prepare_ratings(clock)
+    else:
+        n, seconds = measure_steps.encode(what, where, clock)
+    return _rate(where, system=key, stage=what, rows=n, step=seconds, steps=1, version=VERSIONS[key])
+
+
+def _rate(where: torch.device, **measured: Any) -> Rate:
+    """What was measured, with what it was measured on. Of numbers that are not given there is nothing."""
+    on_gpu = where.type == "cuda"
+    made_with = environment([], where.type)
+    nothing = dict.fromkeys(("items", "start", "tables", "ranked", "rank", "weights"), 0)
+    return Rate(
+        **nothing | measured,
+        device=made_with["device"] if on_gpu else "cpu, 1 thread",
+        memory=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        gpu_memory=torch.cuda.max_memory_allocated() / 2**20 if on_gpu else 0.0,
         processor=made_with["device"],
         torch=made_with["packages"]["torch"],
         date=datetime.now(UTC).date().isoformat(),

@@ -14,17 +14,22 @@ from mmm4rec.io import write_text
 from mmm4rec.reporting.runs import to_csv
 
 SHIPPED = Path(__file__).with_name("rates.csv")
+#: steps that train nothing, and what is measured of each
+STEPS = {"prepare": ("ratings",), "embed": ("texts", "images")}
+ENCODER = "hf-hub:timm/ViT-B-16-SigLIP"  # the one that is measured
 
 
 @dataclass(frozen=True)
 class Rate:
     """One measurement: a system in a stage, on a catalogue of so many items. Seconds on a CPU are of its one thread.
 
+    Of one of ``STEPS``, ``rows`` are the ratings, texts or pictures that ``step`` seconds were taken for.
+
     Attributes:
         device: ``cpu, 1 thread``, or the name of the GPU.
-        system: its key.
+        system: its key, or one of ``STEPS``.
         stage: ``pretrain``, ``indomain``, ``finetune`` (from pre-trained weights, if the system transfers) or
-            ``scratch`` (one that transfers, trained from scratch).
+            ``scratch`` (one that transfers, trained from scratch); or what is measured of a step.
         items: of the catalogue.
         rows: training rows of an optimiser step; 0: nothing is trained.
         step: seconds of an optimiser step.
@@ -36,7 +41,7 @@ class Rate:
         gpu_memory: peak memory on the GPU, MiB; 0 on a CPU.
         weights: bytes of the weights.
         steps: optimiser steps that were timed.
-        version: of the system, in its settings file.
+        version: of the system, in its settings file, or of the step.
         processor: the device's own name.
         torch: its version.
         date: of the measurement.

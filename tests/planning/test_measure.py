@@ -1,11 +1,15 @@
 """Measurements run for every kind of system; what they measure is no number to test."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
+from invented_rates import rate
 
 from mmm4rec.config import read_system
-from mmm4rec.planning import measure
-from mmm4rec.planning.rates import read_rates
+from mmm4rec.features.encoder import fetch_encoder, load_encoder
+from mmm4rec.planning import measure, measure_steps
+from mmm4rec.planning.rates import STEPS, read_rates
 
 
 @pytest.fixture
@@ -56,6 +60,34 @@ def test_a_measurement(small, system, stage):
     assert (rate.rank > 0) == (stage == "finetune")
     if system == "pop":
         assert rate.weights == 4 * 301  # a float32 an item, and the padding
+
+
+def test_preparation_is_measured_a_rating(monkeypatch):
+    monkeypatch.setattr(measure_steps, "RATINGS", 4000)
+    rate = measure.measure_step("prepare", "ratings", "cpu")
+    assert (rate.device, rate.system, rate.stage, rate.rows) == ("cpu, 1 thread", "prepare", "ratings", 4000)
+    assert rate.step > 0
+
+
+@pytest.mark.parametrize("what", ["texts", "images"])
+def test_the_encoder_is_measured_a_text_and_a_picture(monkeypatch, tmp_path, what):
+    fetch_encoder("tiny", tmp_path, offline=True)
+    tiny = load_encoder(tmp_path, "cpu", "fp32")
+    monkeypatch.setattr(measure_steps, "random_encoder", lambda device: tiny)
+    monkeypatch.setitem(measure_steps.ENCODED, "cpu", 5)
+    rate = measure.measure_step("embed", what, "cpu")
+    assert (rate.device, rate.system, rate.stage, rate.rows) == ("cpu, 1 thread", "embed", what, 5)
+    assert rate.step > 0
+
+
+def test_steps_are_measured_beside_systems(monkeypatch, tmp_path):
+    """In processes of their own, into one file; what is there already stays."""
+    monkeypatch.setattr(measure, "ProcessPoolExecutor", lambda n, context: ThreadPoolExecutor(n))
+    monkeypatch.setattr(measure, "measure_step", lambda key, what, device: rate(0, system=key, stage=what))
+    for key in STEPS:
+        measure.measure(tmp_path / "rates.csv", [key], device="cpu", steps=1)
+    found = [one.key for one in read_rates(tmp_path / "rates.csv")]
+    assert found == [("embed", "images"), ("embed", "texts"), ("prepare", "ratings")]
 
 
 def test_invented_events_are_whole():

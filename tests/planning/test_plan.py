@@ -248,6 +248,44 @@ def test_steps_without_training_go_by_own_benchmarks(config):
     assert line(make_plan(own, [], gpu=False), "download").hours is None
 
 
+def per_thousand(name, what, seconds, **values):
+    """A rate of a step that trains nothing."""
+    known = {"device": "cpu, 1 thread", "rows": 1000, "memory": 100.0}
+    return rate(0, system=name, stage=what, step=seconds, **known | values)
+
+
+def test_steps_without_training_go_by_rates_where_nothing_was_run(config):
+    """Scientific: 1.8 million ratings in print, 4385 texts, 1585 pictures."""
+    rates = [
+        per_thousand("prepare", "ratings", 2.0),
+        per_thousand("embed", "texts", 30.0, memory=300.0),
+        per_thousand("embed", "images", 100.0),
+    ]
+    own = config(systems=["sasrec_t"])
+    plan = make_plan(own, rates, gpu=False)
+    assert line(plan, "prepare").hours == pytest.approx(1800 * 2.0 / 3600)
+    assert line(plan, "prepare").memory_mib is None  # of 500,000 ratings
+    found = line(plan, "embed")
+    assert found.hours == pytest.approx((4.385 * 30 + 1.585 * 100) / 3600)
+    assert (found.rate_from, found.device, found.memory_mib) == ("rates of cpu, 1 thread", "CPU", 300.0)
+    for lacking in (rates[:2], rates[::2]):
+        assert line(make_plan(own, lacking, gpu=False), "embed").rate_from == "no rate"
+    other_encoder = own.model_copy(update={"encoder": own.encoder.model_copy(update={"source": "tiny"})})
+    assert line(make_plan(other_encoder, rates, gpu=False), "embed").hours is None
+
+
+def test_features_are_planned_on_a_gpu_where_it_was_measured(config):
+    on_cpu = [per_thousand("embed", what, 100.0) for what in ("texts", "images")]
+    on_gpu = [per_thousand("embed", what, 1.0, device="H100", gpu_memory=700.0) for what in ("texts", "images")]
+    own = config(systems=["sasrec_t"])
+    plan = make_plan(own, on_cpu, gpu=True)
+    assert line(plan, "embed").device == "CPU"
+    assert "embed" in plan.notes[0]
+    found = line(make_plan(own, on_cpu + on_gpu, gpu=True), "embed")
+    assert (found.device, found.rate_from, found.gpu_memory_mib) == ("GPU", "rates of H100", 700.0)
+    assert found.hours == pytest.approx((4.385 + 1.585) / 3600)
+
+
 def test_disk(config):
     own = config(systems=["sasrec_t"], seeds=[1])
     plan = make_plan(own, even("sasrec_t"), gpu=False)
