@@ -1,5 +1,6 @@
 """Features that the user brings along, put into the order of a prepared domain's items."""
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ import pyarrow.compute as pc
 
 from mmm4rec.errors import UserError
 from mmm4rec.features.store import check_missing, read_table, to_matrix, write_features
+
+logger = logging.getLogger(__name__)
 
 
 def import_features(settings: dict[str, Any], domain: Path, files: Path | Mapping[str, Path], out: Path) -> None:
@@ -38,6 +41,8 @@ def import_features(settings: dict[str, Any], domain: Path, files: Path | Mappin
             raise UserError(
                 f"{path}: expected columns item_id and {' or '.join(columns)}, found {', '.join(given.column_names)}"
             )
+        if unused := [name for name in given.column_names if name not in ("item_id", *columns)]:
+            logger.warning("%s: columns that no system reads: %s", path, ", ".join(unused))
         ids = _raw_ids(given["item_id"], path)
         at = pc.index_in(items, value_set=ids)
         match = at.is_valid().to_numpy(zero_copy_only=False)

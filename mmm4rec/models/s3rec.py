@@ -56,7 +56,7 @@ class FirstStage(nn.Module):
         self.sp = nn.Linear(width, width)
         self.apply(normal_)
         self.register_buffer("described", self.attribute.text.any(dim=1), persistent=False)
-        log.info("no attributes of items: each item's text vector is the one attribute that it has")
+        log.info("brands and categories are no attributes here: each item's text vector is the one that it has")
         if "noise_features" in settings.defects:  # persistent: the weights mean nothing without it
             self.attribute.register_buffer("text", 0.02 * torch.randn_like(self.attribute.text))
 

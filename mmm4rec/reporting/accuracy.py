@@ -320,6 +320,9 @@ def notes(table: list[Run], dataset: str) -> list[str]:
     sources = sorted({s for r in runs for s in (r["config"].get("pretraining") or {}).get("sources", [])})
     where = f" on {', '.join(sources)}" if sources else ""
     notes.append(f"From scratch: {', '.join(scratch) or 'none'}; pre-trained{where}: {', '.join(carried) or 'none'}.")
+    unsaid = sorted({r["system"] for r in runs if r["config"]["pretrained"] and not r["config"].get("pretraining")})
+    if unsaid:
+        notes.append(f"Settings of the pre-training of {', '.join(unsaid)}: not recorded in all runs.")
     if carried and len({r["seed"] for r in runs}) > 1:
         notes.append("Pre-training is done once, for all seeds: what another one would change is in no spread.")
     for (key, bad), defect, note in CAVEATS:

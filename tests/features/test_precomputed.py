@@ -45,6 +45,13 @@ def test_rows_come_into_the_order_of_the_items(domain, tmp_path):
     assert features.metadata["encoder"] == "precomputed"
 
 
+def test_what_no_system_reads_is_named(domain, tmp_path, caplog):
+    vectors = [[1.0]] * 4
+    file = write(tmp_path / "in.parquet", item_id=["x", "9", "10", "11"], text=vectors, text_dropped=vectors)
+    import_features(ZERO, domain, file, tmp_path / "out.parquet")
+    assert caplog.messages[0].endswith("in.parquet: columns that no system reads: text_dropped")
+
+
 def test_a_file_a_modality_and_integer_ids(domain, tmp_path):
     text = write(tmp_path / "text.parquet", item_id=[9, 10, 11], text=[[9.0], [10.0], [11.0]])
     image = write(tmp_path / "image.parquet", item_id=pa.array([10], pa.int16()), image=[[1.0, 2.0, 3.0]], text=[[0.0]])

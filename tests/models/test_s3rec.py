@@ -202,4 +202,4 @@ def test_its_settings_file_builds():
 def test_it_says_that_an_items_text_is_its_attribute(caplog):
     with caplog.at_level(logging.INFO):
         small("s3rec")
-    assert "each item's text vector is the one attribute" in caplog.text
+    assert "each item's text vector is the one that it has" in caplog.text

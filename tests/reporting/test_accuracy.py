@@ -147,6 +147,18 @@ def test_features_are_said_or_that_they_are_not_recorded(tmp_path):
     assert "Features read by fdsa: not recorded." in text
 
 
+def test_pre_training_is_said_or_that_it_is_not_recorded(tmp_path):
+    stage = read_system("missrec").pretrain.model_dump() | {"epochs": 1}
+    runs = [
+        write_run(tmp_path, "unisrec", 1, 0.2, pretrained=True),
+        write_run(tmp_path, "missrec", 1, 0.2, pretrained=True, pretraining={"sources": ["food"], "stage": stage}),
+    ]
+    accuracy.write_accuracy_table(2, runs, tmp_path / "t.csv", systems=["unisrec", "missrec"])
+    text = (tmp_path / "t.md").read_text()
+    assert "- missrec: pretrain.epochs 1 (100)" in text
+    assert "Settings of the pre-training of unisrec: not recorded in all runs." in text
+
+
 def test_a_slip_of_print_comes_with_what_the_log_says(tmp_path):
     accuracy.write_accuracy_table(2, [write_run(tmp_path, "mmm4rec", 1, 0.2)], tmp_path / "t.csv", systems=["mmm4rec"])
     found = {row["metric"]: (row["published"], row["logged"]) for row in read(tmp_path / "t_runs.csv")}
