@@ -111,7 +111,7 @@ def test_the_semi_synthetic_negative_keeps_a_quarter_of_the_digits():
 
 @pytest.mark.parametrize("duplicates", ["masked", "zero_logit", "kept"])
 def test_pretraining_loss_is_that_of_a_loop(duplicates):
-    """A row's own target a second time in the batch is no negative, one of the logit 0 (the authors'), or one like all."""
+    """A row's own target again in the batch is no negative, one of logit 0 (the authors), or one like all others."""
     system = small("vqrec", pretraining=True, perturbed=0.3, duplicates=duplicates).eval()
     fakes = system.codes[[4, 6, 8]]
     system.fake_codes = lambda codes: fakes
