@@ -205,7 +205,7 @@ def test_rates(calls):
     assert run("rates", "--out", "r.csv").exit_code == 0
     assert run("rates", "--out", "r.csv", "--system", "pop", "--steps", 3, "--device", "cpu").exit_code == 0
     assert made == [
-        ((Path("r.csv"), system_keys()), {"device": "auto", "steps": 1}),
+        ((Path("r.csv"), [*system_keys(), "prepare", "embed"]), {"device": "auto", "steps": 1}),
         ((Path("r.csv"), ["pop"]), {"device": "cpu", "steps": 3}),
     ]
     assert "unknown system 'nope'" in run("rates", "--out", "r.csv", "--system", "nope").stderr
