@@ -1,6 +1,7 @@
 """What jobs that train nothing take."""
 
 import statistics
+from functools import cache, partial
 
 from mmm4rec.config import WITH_IMAGE, Config
 from mmm4rec.data.registry import source
@@ -18,11 +19,12 @@ class Steps:
 
     def __init__(self, config: Config, sizes: dict[str, Size | None], known: KnownRates) -> None:
         self.config, self.sizes, self.known = config, sizes, known
+        self.finished = cache(partial(benchmarks, config.results))  # of a rule; its jobs share them
 
     def estimate(self, job: Job) -> Estimate:
         """As its own job took before, else as those of other domains did, item by item, else by rates."""
         device = GPU if self.known.gpu and job.rule == "embed" else CPU
-        name, finished = job.domain.removesuffix(WITH_IMAGE), benchmarks(self.config.results, job.rule)
+        name, finished = job.domain.removesuffix(WITH_IMAGE), self.finished(job.rule)
         if name in finished and job.rule != "download":
             seconds, memory = finished[name]
             return Estimate(device, (seconds,) * 3, rate_from="own benchmarks", memory=memory)
@@ -40,11 +42,10 @@ class Steps:
 
     def _by_rates(self, device: str, job: Job, size: Size | None) -> Estimate:
         amounts = self._amounts(job, size)
-        rates = {what: self.known.of(device, job.rule, what) for what in amounts}
-        if not amounts or not all(rates.values()):
+        measured = [rate for what in amounts for rate in self.known.of(device, job.rule, what)[:1]]
+        if not amounts or len(measured) < len(amounts):
             return Estimate(device, rate_from="no rate")
-        seconds = sum(n * rates[what][0].step / rates[what][0].rows for what, n in amounts.items())
-        measured = [rate for (rate,) in rates.values()]
+        seconds = sum(n * rate.step / rate.rows for n, rate in zip(amounts.values(), measured, strict=True))
         return Estimate(
             device,
             (seconds,) * 3,
