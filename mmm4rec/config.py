@@ -7,7 +7,9 @@ This module imports neither torch nor polars: the workflow reads it at every cal
 
 import shutil
 from collections.abc import Mapping
+from difflib import get_close_matches
 from functools import lru_cache
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -226,9 +228,11 @@ class Config(Strict):
             for name in getattr(self, f"table{table}").targets or ():
                 if name not in self.domains and f"table{table}" in self.model_fields_set:
                     raise ValueError(f"`table{table}` names the domain {name!r}, which `domains` does not define")
-        both = [one for one in self.sources if any(self._same_data(one, other) for other in self.targets)]
-        if both:
-            raise ValueError(f"{', '.join(both)} cannot be in `sources` and in `targets`: the test items would leak")
+        for one, other in product(self.sources, self.targets):
+            if one == other:
+                raise ValueError(f"{one} cannot be in `sources` and in `targets`: the test items would leak")
+            if self._same_data(one, other):
+                raise ValueError(f"the source {one} has the events of the target {other}: the test items would leak")
         for name in [*self.systems, *self.settings]:
             if name not in system_keys():
                 raise ValueError(f"unknown system {name!r}; known: {', '.join(system_keys())}")
@@ -244,7 +248,7 @@ class Config(Strict):
         """Whether two names stand for the same events, of either edition."""
         a, b = self.domains[one], self.domains[other]
         own = a.interactions is not None and a.interactions == b.interactions
-        return one == other or own or (a.amazon is not None and a.amazon == b.amazon)
+        return own or (a.amazon is not None and a.amazon == b.amazon)
 
     @property
     def data_switches(self) -> dict[str, Any]:
@@ -293,6 +297,13 @@ class SystemFile(Strict):
         "objective, before fine-tuning",
     )
     finetune: StageSettings | None = Field(None, description="none: nothing to train")
+
+    @field_validator("model")
+    @classmethod
+    def _is_there(cls, model: str) -> str:
+        if not (Path(__file__).parent / "models" / f"{model}.py").exists():
+            raise ValueError(f"there is no mmm4rec/models/{model}.py")
+        return model
 
 
 def system_keys() -> list[str]:
@@ -377,7 +388,8 @@ def validated(model: type[Any], value: Any, origin: object) -> Any:
             key = ".".join(str(part) for part in item["loc"])
             text = item["msg"].removeprefix("Value error, ")
             if item["type"] == "extra_forbidden":
-                text = "unknown key; check its spelling"
+                near = get_close_matches(key, model.model_fields, 1)
+                text = f"unknown key; {f'is it `{near[0]}`?' if near else 'check its spelling'}"
             lines.append(f"{key}: {text}" if key else text)
         raise UserError(f"{origin}: " + "; ".join(lines)) from None
 
@@ -402,8 +414,24 @@ def parse_config(values: Mapping[str, Any], origin: object = "configuration") ->
     """
     config: Config = validated(Config, dict(values), origin)
     for key in config.systems:
-        resolve_system(config, key)
+        try:
+            resolve_system(config, key)
+        except UserError as error:
+            raise UserError(f"{origin}: {error}") from None
+    _check_items(config, origin)
     return config
+
+
+def _check_items(config: Config, origin: object) -> None:
+    """Own domains without anything known of their items leave nothing to systems that read text or images."""
+    readers = [key for key in config.systems if reads_features(config, key)]
+    for name in dict.fromkeys([*config.sources, *config.targets]):
+        spec = config.domains[name]
+        if readers and spec.interactions and spec.items is None and spec.features is None:
+            raise UserError(
+                f"{origin}: domains.{name} has neither `items` nor `features`, and {', '.join(readers)} read text or "
+                "images: name one of the two, or take systems that read ids alone"
+            )
 
 
 def json_schema() -> dict[str, Any]:

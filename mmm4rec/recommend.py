@@ -23,11 +23,14 @@ def recommend(run: Path, history: list[str], k: int, times: list[int] | None = N
         times: unix seconds of the history; without them a time-aware system takes its without-time form.
 
     Raises:
-        UserError: an item is unknown, times are not as many as items, the run is not finished, or its domain is gone.
+        UserError: an item is unknown, times are not as many as items or not in their order, the run is not finished or
+            a pre-training, or its domain is gone.
     """
     if not (run / "config.json").exists():
         raise UserError(f"{run}: not a finished run (no config.json)")
     settings = read_json(run / "config.json")
+    if "domain_path" not in settings:
+        raise UserError(f"{run}: a pre-training knows no items of yours; take a run that was fine-tuned on your domain")
     domain, features = Path(settings["domain_path"]), settings["features_path"]
     if not (domain / "items.parquet").exists():
         raise UserError(f"{domain / 'items.parquet'}: no such file; run this from the folder that {run} was made in")
@@ -35,9 +38,12 @@ def recommend(run: Path, history: list[str], k: int, times: list[int] | None = N
     known = {item: index for index, item in enumerate(items, start=1)}
     unknown = [item for item in history if item not in known]
     if unknown or not history:
-        raise UserError(f"unknown items in the history: {', '.join(unknown)}" if unknown else "the history is empty")
+        which = f"unknown items in the history: {', '.join(unknown)}; {run} knows those of {domain / 'items.parquet'}"
+        raise UserError(which if unknown else "the history is empty")
     if times is not None and len(times) != len(history):
         raise UserError(f"{len(times)} times for {len(history)} items of the history; give one for each")
+    if times is not None and times != sorted(times):
+        raise UserError("times of a history go from the oldest event to the newest; sort it by them")
     events = load_events([domain])
     catalogue = load_catalogue(
         events, [Path(features)] if features else [], settings["reads"], settings["missing_image"]

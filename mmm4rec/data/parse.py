@@ -353,7 +353,8 @@ def _scan_table(path: Path, required: Sequence[str], optional: Sequence[str]) ->
             raise UserError(_not_a_table(path, str(error).splitlines()[0])) from None
     for name in required:
         if name not in columns:
-            raise UserError(f"{path}: there is no column `{name}`; found {', '.join(columns)}")
+            hint = " (.csv has commas between columns, .tsv tabs)" if len(columns) == 1 else ""
+            raise UserError(f"{path}: there is no column `{name}`; found {', '.join(columns)}{hint}")
     return rows.select(*required, *(name for name in columns if name in optional))
 
 
@@ -402,13 +403,13 @@ def _ids(values: pl.Series, path: Path, is_integer: bool) -> pl.Series:
     return values.cast(pl.String)
 
 
-def _numbers(frame: pl.DataFrame, column: str, path: Path) -> pl.Series:
+def _numbers(frame: pl.DataFrame, column: str, path: Path, what: str = "a number") -> pl.Series:
     values = frame[column]
     if values.dtype.is_float():
         values = values.fill_nan(None)
     numbers = values.cast(pl.Float64, strict=False)
     finite = numbers.is_finite().fill_null(False)
-    _check_row(frame, ~finite & values.is_not_null(), path, column, "not a number")
+    _check_row(frame, ~finite & values.is_not_null(), path, column, f"not {what}")
     return numbers
 
 
@@ -419,7 +420,8 @@ def _integers(frame: pl.DataFrame, column: str, path: Path) -> pl.Series:
         return values.cast(pl.Int64)
     if values.dtype.is_temporal():
         return values.dt.epoch("s")
-    return _numbers(frame, column, path).floor().cast(pl.Int64)
+    what = "a number of unix seconds" if column == "timestamp" else "a number"
+    return _numbers(frame, column, path, what).floor().cast(pl.Int64)
 
 
 def _check_seconds(frame: pl.DataFrame, path: Path) -> None:

@@ -97,7 +97,9 @@ def prepare(
         assert interactions is not None
         source = parse.read_interactions(interactions)
     with opened(source, memory_mb * 10**6, out.parent / f".{out.name}.parts") as raw:
-        statistics.add("raw", raw.sizes())
+        statistics.add("raw", sizes := raw.sizes())
+        if not sizes.interactions:
+            raise UserError(f"{source.path}: there is no event in it; domain {domain!r} needs some")
         if not raw.has_position:
             raw.deduplicate()
             statistics.add("deduplicated", raw.sizes())

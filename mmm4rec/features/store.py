@@ -112,8 +112,8 @@ def read_table(path: Path, columns: list[str] | None = None) -> pa.Table:
         return pq.read_table(path, columns=columns)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
-    except pa.ArrowInvalid as error:
-        raise UserError(f"{path}: not a readable Parquet file: {error}") from None
+    except pa.ArrowInvalid:
+        raise UserError(f"{path}: not a readable Parquet file; write it anew as Parquet") from None
 
 
 def to_matrix(column: pa.ChunkedArray, names: Any, where: str) -> tuple[np.ndarray, np.ndarray]:

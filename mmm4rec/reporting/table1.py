@@ -144,10 +144,12 @@ def _markdown(rows: Sequence[Mapping[str, Any]], names: Mapping[str, str]) -> st
         printed = cell(row[f"published_{name}"])
         return cell(row[name]) + (f" ({printed})" if printed else "")
 
+    printed = any(row[f"published_{name}"] is not None for row in rows for name in SIZES)
+    brackets = "In brackets: as published. " if printed else ""
     lines = [
         "# Table I: the domains",
         "",
-        "In brackets: as published. Images are those that could be fetched; links die, so they are not compared.",
+        f"{brackets}Images are those that could be fetched; links die, so they are not compared.",
         "",
         "| dataset | users | items | images | text coverage | image coverage | interactions | mean length |",
         "|---|---|---|---|---|---|---|---|",

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 
 from mmm4rec.config import StageSettings
@@ -13,11 +12,19 @@ from mmm4rec.errors import UserError
 from mmm4rec.evaluation.metrics import summarise
 from mmm4rec.evaluation.ranking import rank_targets
 from mmm4rec.io import write_parquet
-from mmm4rec.models.base import Catalogue, System, build
+from mmm4rec.models.base import System, build
 from mmm4rec.training.data import load_catalogue, load_events
 from mmm4rec.training.distributed import require_one
 from mmm4rec.training.loop import History, Loss, finetune_loss, pretrain_loss, resolve_device, train
-from mmm4rec.training.run import load_pretrained, read_pretraining, remove_state, run_environment, write_run
+from mmm4rec.training.run import (
+    check_features,
+    describe,
+    load_pretrained,
+    read_pretraining,
+    remove_state,
+    run_environment,
+    write_run,
+)
 from mmm4rec.training.scalars import scalars
 
 log = logging.getLogger(__name__)
@@ -58,6 +65,9 @@ def finetune(
     events = load_events([domain])
     reads = settings["reads"]
     catalogue = load_catalogue(events, [features] if features else [], reads, settings["missing_image"])
+    described = describe(catalogue, [features]) if features else None
+    if pretrained and described:
+        check_features(described, pretrained)
     system = build(settings["model"], settings["settings"], catalogue)
     if pretrained:
         load_pretrained(system, pretrained)
@@ -108,21 +118,12 @@ def finetune(
         "time": "on" if system.timed else "off",
         "domain_path": str(domain),
         "features_path": str(features) if features else None,
-        "features": describe(catalogue, features) if features else None,
+        "features": described,
         "pretraining": read_pretraining(pretrained) if pretrained else None,
     }
     write_run(out, settings | inputs, system, history, metrics, made_with, indomain)
     remove_state(state)
     log.info("test: %s", ", ".join(f"{k} {v:.4f}" for k, v in test.items()))
-
-
-def describe(catalogue: Catalogue, features: Path) -> dict[str, Any]:
-    """What a run keeps in mind of its features: whose they are, and which share of the items has each of them."""
-    metadata = pq.read_schema(features).metadata or {}
-    shares = {"text": catalogue.has_text, "image": catalogue.has_image}
-    return {"encoder": metadata.get(b"encoder", b"").decode() or None} | {
-        name: 0.0 if has is None else round(has[1:].float().mean().item(), 4) for name, has in shares.items()
-    }
 
 
 def freeze(system: System) -> None:

@@ -11,7 +11,7 @@ from mmm4rec.models.base import build
 from mmm4rec.training.data import load_catalogue, load_events
 from mmm4rec.training.distributed import is_main, process_group, ranks
 from mmm4rec.training.loop import pretrain_loss, resolve_device, train
-from mmm4rec.training.run import remove_state, run_environment, write_run
+from mmm4rec.training.run import describe, remove_state, run_environment, write_run
 from mmm4rec.training.scalars import scalars
 
 log = logging.getLogger(__name__)
@@ -68,5 +68,6 @@ def pretrain(
             )
         metrics = {"rows": len(events.all_rows()), "users": len(events.users)}
         if is_main():
-            write_run(out, settings, system, history, metrics, made_with)
+            inputs = {"features": describe(catalogue, features)} if features else {}
+            write_run(out, settings | inputs, system, history, metrics, made_with)
             remove_state(state)

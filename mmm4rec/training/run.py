@@ -5,16 +5,18 @@ import io
 import logging
 import resource
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mmm4rec.errors import UserError
 from mmm4rec.io import atomic, read_json, write_json, write_text
-from mmm4rec.models.base import System
+from mmm4rec.models.base import Catalogue, System
 from mmm4rec.provenance import environment
 from mmm4rec.training.loop import History
 
@@ -79,6 +81,42 @@ def cost(system: System, history: History, indomain: History | None = None) -> d
         "peak_gpu_memory_mib": torch.cuda.max_memory_allocated() / 2**20 if on_gpu else None,
         **({"indomain": {"epochs": len(indomain.epochs), "seconds": before}} if indomain else {}),
     }
+
+
+def describe(catalogue: Catalogue, files: Sequence[Path]) -> dict[str, Any]:
+    """What a run keeps in mind of its features: whose they are, which share of the items has each, and their widths."""
+    encoders = {(pq.read_schema(path).metadata or {}).get(b"encoder", b"").decode() for path in files}
+    shares = {"text": catalogue.has_text, "image": catalogue.has_image}
+    values = {"text": catalogue.text, "image": catalogue.image}
+    return {
+        "encoder": ", ".join(sorted(encoders)) or None,
+        **{name: 0.0 if has is None else round(has[1:].float().mean().item(), 4) for name, has in shares.items()},
+        "widths": {name: None if v is None else v.shape[1] for name, v in values.items()},
+    }
+
+
+def check_features(here: dict[str, Any], pretrained: Path) -> None:
+    """Hold a target's features, as `describe` has them, against those of the pre-training.
+
+    Raises:
+        UserError: they have other widths, so that what was learned of them could not be carried over.
+    """
+    before = read_json(pretrained / "config.json").get("features")
+    if before is None:
+        return
+    for name, width in here["widths"].items():
+        known = before["widths"][name]
+        if None not in (width, known) and width != known:
+            raise UserError(
+                f"{pretrained}: pre-trained on {name} features of width {known}, the target's have {width}; transfer "
+                "needs features of one encoder: bring such, or name no `sources`"
+            )
+    if before["encoder"] != here["encoder"]:
+        log.warning(
+            "features were made by %s for the pre-training, by %s here: transfer needs features of one encoder",
+            before["encoder"],
+            here["encoder"],
+        )
 
 
 def load_pretrained(system: System, folder: Path) -> None:

@@ -168,6 +168,8 @@ def test_own_timestamps_may_be_missing_beside_positions(tmp_path):
     ("content", "message"),
     [
         ("user_id,timestamp\n1,1\n", "no column `item_id`; found user_id, timestamp"),
+        ("user_id;item_id;timestamp\n1;1;1\n", r"found user_id;item_id;timestamp \(.csv has commas between columns"),
+        ("user_id,item_id,timestamp\n1,1,2026-01-01\n", "`timestamp` is not a number of unix seconds"),
         ("user_id,item_id\n1,1\n", "neither a column `timestamp` nor a column `position`"),
         ("user_id,item_id,timestamp\n1,1,1\n,1,1\n", "row 2 below the header: `user_id` is empty"),
         ("user_id,item_id,timestamp\n1,1,1\n1,1,\n", "row 2 below the header: `timestamp` is empty"),

@@ -164,7 +164,7 @@ def test_nothing_left(tmp_path):
 
 def test_an_empty_file(tmp_path):
     (tmp_path / "events.csv").write_text("user_id,item_id,timestamp\n")
-    with pytest.raises(UserError, match="no event is left"):
+    with pytest.raises(UserError, match=r"events\.csv: there is no event in it"):
         prepare(SETTINGS, tmp_path / "out", interactions=tmp_path / "events.csv")
 
 

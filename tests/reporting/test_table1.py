@@ -54,11 +54,17 @@ def test_a_domain_of_the_paper_and_an_own_one(tmp_path):
     )
     assert tuple(rows["shop"].values()) == ("shop", "2", "4", "", "", "", "10", "5.00", "", "", "", "", "")
     lines = out.with_suffix(".md").read_text().splitlines()
+    assert lines[2].startswith("In brackets: as published.")
     assert (
         "| sci | 8,442 (8,442) | 4,385 (4,385) | 1,585 (1,585) | 99.73% | 36.15% | 59,427 (59,427) | 7.04 (7.04) |"
         in lines
     )
     assert "| shop | 2 | 4 |  |  |  | 10 | 5.00 |" in lines
+
+
+def test_nothing_is_said_of_brackets_where_there_are_none(tmp_path):
+    write_table1({"shop": domain(tmp_path / "shop", 2, 4, 10)}, {}, {}, "error", tmp_path / "table1.csv")
+    assert "brackets" not in (tmp_path / "table1.md").read_text()
 
 
 def test_the_gate(tmp_path, caplog):

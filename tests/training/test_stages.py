@@ -110,7 +110,8 @@ def test_transfer_carries_everything_but_ids(config, shop, pretrained, tmp_path)
         assert metrics["parameters"] == metrics["trained_parameters"]
         made = json.loads((tmp_path / system / "config.json").read_text())
         assert made["pretraining"] == {"sources": ["other"], "stage": pretrain_settings(config, "mmm4rec")["stage"]}
-        assert made["features"] == {"encoder": None, "text": 1.0, "image": 0.6667}
+        widths = {"text": 8, "image": 8}
+        assert made["features"] == {"encoder": None, "text": 1.0, "image": 0.6667, "widths": widths}
     with_id, without = (
         json.loads((tmp_path / s / "metrics.json").read_text())["parameters"] for s in ("mmm4rec", "mmm4rec_noid")
     )
@@ -178,6 +179,21 @@ def interrupted(*_args, **_options):
     raise KeyboardInterrupt
 
 
+def test_features_of_another_width_carry_nothing_over(config, shop, pretrained, tmp_path):
+    """Most weights would fit, those that read features would not: a fresh adapter under a pre-trained one's name."""
+    given = features(tmp_path / "shop.parquet", shop, width=6)
+    with pytest.raises(UserError, match=r"pre-trained on text features of width 8, the target's have 6; transfer"):
+        finetune(finetune_settings(config, "mmm4rec", "shop", 1), shop, given, pretrained, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_features_of_another_encoder_are_told(config, shop, pretrained, tmp_path, caplog):
+    given = features(tmp_path / "shop.parquet", shop)
+    pq.write_table(pq.read_table(given).replace_schema_metadata({"encoder": "another"}), given)
+    finetune(finetune_settings(config, "mmm4rec", "shop", 1), shop, given, pretrained, tmp_path / "run")
+    assert "features were made by None for the pre-training, by another here" in caplog.text
+
+
 def test_weights_that_fit_nothing_are_refused(config, shop, tmp_path):
     finetune(finetune_settings(config, "pop", "shop", 1), shop, None, None, tmp_path / "pop")
     system = torch.nn.Linear(2, 2)
@@ -214,7 +230,7 @@ def test_recommendations_in_the_users_own_ids(config, shop, tmp_path):
     assert len(best) == 5
     assert not {"item-1", "item-2"} & {item for item, _ in best}
     assert [s for _, s in best] == sorted((s for _, s in best), reverse=True)
-    with pytest.raises(UserError, match="unknown items in the history: nothing"):
+    with pytest.raises(UserError, match=r"in the history: nothing; .*run knows those of .*items\.parquet"):
         recommend(tmp_path / "run", ["item-1", "nothing"], 5)
     (shop / "items.parquet").rename(shop / "gone.parquet")
     with pytest.raises(
@@ -233,6 +249,13 @@ def test_recommendations_of_a_time_aware_system(config, make_domain, tmp_path):
     assert recommend(tmp_path / "run", history, 3) != recommend(tmp_path / "run", history, 3, [0, 10, 9000])
     with pytest.raises(UserError, match="2 times for 3 items"):
         recommend(tmp_path / "run", history, 3, [1, 2])
+    with pytest.raises(UserError, match="from the oldest event to the newest"):
+        recommend(tmp_path / "run", history, 3, [9000, 10, 0])
+
+
+def test_pretraining_recommends_nothing(pretrained):
+    with pytest.raises(UserError, match="a pre-training knows no items of yours"):
+        recommend(pretrained, ["item-1"], 3)
 
 
 def test_a_domain_without_anybody_to_rank(config, make_domain, tmp_path):

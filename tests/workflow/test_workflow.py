@@ -178,7 +178,7 @@ def test_every_example_can_be_planned(shop, name):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"sedes": [1]}, "sedes: unknown key; check its spelling"),
+        ({"sedes": [1]}, "sedes: unknown key; is it `seeds`?"),
         ({"targets": ["shoop"]}, "`targets` names the domain 'shoop', which `domains` does not define"),
         ({"systems": ["sasrek"]}, "unknown system 'sasrek'; known: pop, sasrec"),
     ],
