@@ -368,7 +368,7 @@ def test_settings_file_lists_every_setting() -> None:
 
 
 def test_presets_of_the_configuration() -> None:
-    domain = {"shop": {"interactions": "x.csv"}}
+    domain = {"shop": {"interactions": "x.csv", "items": "y.csv"}}
     values = {"preset": "released", "targets": ["shop"], "systems": ["mmm4rec", "mmm4rec_scratch"], "domains": domain}
     file = resolve_system(parse_config(values), "mmm4rec")
     assert file.settings["pad_candidate"] is True

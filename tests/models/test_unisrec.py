@@ -74,7 +74,7 @@ def test_ids_come_with_the_target_and_both_forms_share_what_was_pretrained():
             "targets": ["a"],
             "sources": ["b"],
             "systems": ["unisrec_t"],
-            "domains": {"a": {"interactions": "a"}, "b": {"interactions": "b"}},
+            "domains": {key: {"interactions": key, "items": f"{key}_items"} for key in "ab"},
         }
     )
     assert pretrain_key(config, "unisrec_t") == "unisrec"
