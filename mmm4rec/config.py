@@ -388,7 +388,7 @@ def validated(model: type[Any], value: Any, origin: object) -> Any:
             key = ".".join(str(part) for part in item["loc"])
             text = item["msg"].removeprefix("Value error, ")
             if item["type"] == "extra_forbidden":
-                near = get_close_matches(key, model.model_fields, 1)
+                near = get_close_matches(key, model.model_fields, 1) if len(item["loc"]) == 1 else []
                 text = f"unknown key; {f'is it `{near[0]}`?' if near else 'check its spelling'}"
             lines.append(f"{key}: {text}" if key else text)
         raise UserError(f"{origin}: " + "; ".join(lines)) from None
@@ -413,18 +413,17 @@ def parse_config(values: Mapping[str, Any], origin: object = "configuration") ->
         UserError: a key is unknown or a value is wrong; the message names the key.
     """
     config: Config = validated(Config, dict(values), origin)
-    for key in config.systems:
-        try:
-            resolve_system(config, key)
-        except UserError as error:
-            raise UserError(f"{origin}: {error}") from None
-    _check_items(config, origin)
+    try:
+        systems = {key: resolve_system(config, key) for key in config.systems}
+    except UserError as error:
+        raise UserError(f"{origin}: {error}") from None
+    readers = [key for key, system in systems.items() if not {"text", "image"}.isdisjoint(system.reads)]
+    _check_items(config, readers, origin)
     return config
 
 
-def _check_items(config: Config, origin: object) -> None:
+def _check_items(config: Config, readers: list[str], origin: object) -> None:
     """Own domains without anything known of their items leave nothing to systems that read text or images."""
-    readers = [key for key in config.systems if reads_features(config, key)]
     for name in dict.fromkeys([*config.sources, *config.targets]):
         spec = config.domains[name]
         if readers and spec.interactions and spec.items is None and spec.features is None:

@@ -148,7 +148,7 @@ def test_preset_sets_switches_and_own_choices_win():
         ({"seeds": ["one"]}, "seeds.0: Input should be a valid integer"),
         ({"device": "tpu"}, "device: Input should be 'auto', 'cpu' or 'cuda'"),
         ({"finetune": {"epochs": 0}}, "finetune.epochs: Input should be greater than or equal to 1"),
-        ({"finetune": {"epoch": 3}}, "finetune.epoch: unknown key"),
+        ({"finetune": {"epoch": 3}}, "finetune.epoch: unknown key; check its spelling"),
         ({"encoder": {"name": "precomputed"}}, "`name: precomputed` is taken"),
         ({"encoder": {"name": "../x"}}, "encoder.name: String should match pattern"),
         ({"domains": {"my/shop": {"interactions": "x"}}}, "domains.my/shop.[key]: String should match pattern"),

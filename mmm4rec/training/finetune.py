@@ -66,10 +66,10 @@ def finetune(
     reads = settings["reads"]
     catalogue = load_catalogue(events, [features] if features else [], reads, settings["missing_image"])
     described = describe(catalogue, [features]) if features else None
-    if pretrained and described:
-        check_features(described, pretrained)
     system = build(settings["model"], settings["settings"], catalogue)
     if pretrained:
+        if described:
+            check_features(described, pretrained)
         load_pretrained(system, pretrained)
     system.to(where)
     events = events.to(where)
