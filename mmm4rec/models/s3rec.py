@@ -37,7 +37,7 @@ class S3RecSettings(TransformerSettings):
     mip_weight: float = Field(ge=0)
     map_weight: float = Field(ge=0)
     sp_weight: float = Field(ge=0)
-    defects: list[Literal["noise_features", "misaligned_labels"]] = Field([])
+    defects: list[Literal["noise_features", "misaligned_labels", "shifted_positions"]] = Field([])
 
 
 class FirstStage(nn.Module):
@@ -172,7 +172,7 @@ class S3Rec(TransformerSystem):
         draws = draw(rows, events, self.n_items, s.mask_ratio)
         real = items > 0
         seen = items.masked_fill(draws.masked, self.n_items + 1)
-        states = self.encoder(self.embed(F.embedding(seen, table)), real)
+        states = self.encoder(self.embed(F.embedding(seen, table), self._position(rows)), real)
         masked = draws.masked[real]  # [P], as everything that follows
         states, row = states[real], real.nonzero()[:, 0]
 
@@ -197,19 +197,36 @@ class S3Rec(TransformerSystem):
         """
         if "misaligned_labels" not in self.settings.defects:
             return rows.items
-        index = torch.arange(rows.items.shape[1], device=rows.items.device) + (self.max_length - rows.lengths)[:, None]
+        index = left_padded(rows, self.max_length)
         label = rows.items.gather(1, index.clamp(max=rows.items.shape[1] - 1))
         return label.where(index < rows.lengths[:, None], 0)
+
+    def _position(self, rows: Rows) -> Tensor | None:
+        """Positions [B, L] in the first stage; None: those of the second.
+
+        With the defect ``shifted_positions`` they are counted in a row that is padded on the left up to max_length, so
+        that the last event stands last; fine-tuning counts from the oldest event on.
+        """
+        if "shifted_positions" not in self.settings.defects:
+            return None
+        return left_padded(rows, self.max_length).clamp(max=self.max_length - 1)
 
     def _segment_prediction(self, table: Tensor, rows: Rows, draws: Draws) -> Tensor:
         """Whether the masked segment or a foreign one belongs to the rest of the row (SP), [B]."""
         mask = self.n_items + 1
         rest = rows.items.masked_fill(draws.segment, mask)
         own, other = (x.masked_fill(~draws.segment, mask) for x in (rows.items, draws.foreign))
-        x = self.embed(F.embedding(torch.cat([rest, own, other]), table))
+        position = self._position(rows)
+        at = None if position is None else position.repeat(3, 1)
+        x = self.embed(F.embedding(torch.cat([rest, own, other]), table), at)
         states = self.encoder.last(x, rows.lengths.repeat(3), bidirectional=True)
         rest, own, other = states.chunk(3)
         return contrast(self.first_stage.sp(rest), own, other)
+
+
+def left_padded(rows: Rows, max_length: int) -> Tensor:
+    """Where each event [B, L] would stand if the padding of a row up to ``max_length`` came first."""
+    return torch.arange(rows.items.shape[1], device=rows.items.device) + (max_length - rows.lengths)[:, None]
 
 
 def attribute_prediction(asked: Tensor, label: Tensor, attributes: Attributes) -> Tensor:

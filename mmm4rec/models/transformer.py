@@ -58,9 +58,13 @@ class TransformerSystem(System):
         """The item vectors [M + 1, D]."""
         return (self.item.table(ids),)
 
-    def embed(self, items: Tensor) -> Tensor:
-        """What the encoder gets [..., L, D] of item vectors [..., L, D]; position 0 is the oldest kept event."""
-        return self.dropout(self.norm(items + self.position.weight[: items.shape[-2]]))
+    def embed(self, items: Tensor, position: Tensor | None = None) -> Tensor:
+        """What the encoder gets [..., L, D] of item vectors [..., L, D].
+
+        ``position`` [..., L] int64 of each; if not given, 0 is the oldest kept event.
+        """
+        at = self.position.weight[: items.shape[-2]] if position is None else self.position(position)
+        return self.dropout(self.norm(items + at))
 
     def encode(self, tables: Tables, rows: Rows) -> Tensor:
         """Hidden state of the last event [B, D]."""

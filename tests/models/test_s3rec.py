@@ -91,6 +91,23 @@ def test_misaligned_labels_are_an_option(monkeypatch):
     torch.testing.assert_close(system.pretrain_loss(system.item_tables(), BATCH), reference(system, draws, labels))
 
 
+def test_shifted_positions_are_an_option(monkeypatch):
+    """In the first stage a row ends at the last position: as if every position vector stood that much further left."""
+    shifted = small("s3rec", perturbed=0.3, max_length=9, defects=["shifted_positions"]).eval()
+    plain = small("s3rec", perturbed=0.3, max_length=9).eval()
+    plain.load_state_dict(shifted.state_dict())
+    tables = shifted.item_tables()
+    torch.testing.assert_close(shifted.users(tables, BATCH), plain.users(tables, BATCH))  # stage two
+    draws = fixed_draws(monkeypatch)
+    for b, start in enumerate((3, 5, 8)):
+        row = rows([BATCH.items[b].tolist()])
+        drawn = s3rec.Draws(*(x[b : b + 1] for x in vars(draws).values()))
+        monkeypatch.setattr(s3rec, "draw", lambda *_, drawn=drawn: drawn)
+        with torch.no_grad():
+            plain.position.weight.copy_(shifted.position.weight.roll(-start, 0))
+        torch.testing.assert_close(shifted.pretrain_loss(tables, row), plain.pretrain_loss(tables, row))
+
+
 def test_drawn_attributes_estimate_the_sum_over_all(monkeypatch):
     system = small("s3rec", perturbed=0.3).eval()
     few = small("s3rec", perturbed=0.3, attributes=4).eval()
