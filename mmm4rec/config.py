@@ -21,6 +21,7 @@ from pydantic import (
     Field,
     PositiveInt,
     StringConstraints,
+    TypeAdapter,
     ValidationError,
     field_validator,
     model_validator,
@@ -462,10 +463,23 @@ def resolve_system(config: Config, key: str) -> SystemFile:
             values[stage] |= getattr(config, stage).model_dump(exclude_none=True) | over
         elif over:
             raise UserError(f"settings.{key}.{stage}: {key} has no such stage")
-    values["settings"] |= {k: v for k, v in own.items() if k not in STAGES}
+    changed = {k: v for k, v in own.items() if k not in STAGES}
+    _check_numbers(values["settings"], changed, f"settings.{key}")
+    values["settings"] |= changed
     if values["settings"].get("use_time", "off") not in ("off", False) and "time" not in values["reads"]:
         raise UserError(f"settings.{key}.use_time: {key} is the variant without time; leave it off")
     return validated(SystemFile, values, f"settings.{key}")
+
+
+def _check_numbers(settings: Mapping[str, Any], changed: Mapping[str, Any], origin: str) -> None:
+    """What is a number in a settings file stays one; the rest is left to the model, which only a training loads."""
+    for name, value in changed.items():
+        if (kind := type(settings[name])) in (int, float):
+            try:
+                TypeAdapter(kind).validate_python(value)
+            except ValidationError:
+                what = "a whole number" if kind is int else "a number"
+                raise UserError(f"{origin}.{name}: expected {what}, found {value!r}") from None
 
 
 def _overrides(config: Config, key: str) -> dict[str, Any]:

@@ -176,9 +176,12 @@ def test_tables_of_some_items_are_rows_of_all(key):
 
 @pytest.mark.parametrize("key", LEARNING)
 def test_every_setting_stands_in_its_file(key):
-    """Else nobody could change it: what a file does not name is an unknown key."""
+    """Else nobody could change it: what a file does not name is an unknown key. Its numbers are of the field's type."""
     file = read_system(key)
-    assert set(model_class(file.model).Settings.model_fields) == set(file.settings)
+    fields = model_class(file.model).Settings.model_fields
+    assert set(fields) == set(file.settings)
+    numbers = {name: type(value) for name, value in file.settings.items() if type(value) in (int, float)}
+    assert numbers == {name: fields[name].annotation for name in numbers}
 
 
 @pytest.mark.parametrize("key", LEARNING)
