@@ -441,13 +441,22 @@ def freeze(
 @app.command()
 def recommend(
     run: Annotated[Path, typer.Argument(help="a run folder, results/runs/<domain>/<system>/seed_<seed>")],
-    history: Annotated[str, typer.Option(help="the user's items, oldest first, separated by commas")],
+    history: Annotated[str, typer.Option(help="one user's items, oldest first, separated by commas")] = "",
     k: Annotated[int, typer.Option("-k", min=1, help="how many items")] = 10,
     times: Annotated[str | None, typer.Option(help="unix seconds of the history, separated by commas")] = None,
+    histories: Annotated[Path | None, typer.Option(help="instead: a file of events, as own interactions")] = None,
+    out: Annotated[Path | None, typer.Option(help="what comes of it: .parquet, .csv or .tsv")] = None,
 ) -> None:
-    """Print the k best next items after a history, best first, with their scores."""
+    """Print the k best next items after a history, best first, with their scores; or write those of many users."""
     from mmm4rec.recommend import recommend as best
+    from mmm4rec.recommend import recommend_all, write
 
+    if bool(history) == bool(histories) or bool(histories) != bool(out) or (histories and times):
+        raise UserError("give either --history, and --times if you like, or --histories and --out")
+    if histories and out:
+        write(out, lambda: recommend_all(run, histories, k))
+        check(run)
+        return
     try:
         seconds = None if times is None else [int(part) for part in _parts(times)]
     except ValueError:

@@ -1,18 +1,44 @@
 """A trained run as a user uses it: recommendations in the user's own item ids."""
 
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import polars as pl
 import pyarrow.parquet as pq
 import torch
+from torch import Tensor
 
+from mmm4rec.data.parse import read_interactions
 from mmm4rec.errors import UserError
-from mmm4rec.io import read_json
-from mmm4rec.models.base import Rows, build
-from mmm4rec.training.data import load_catalogue, load_events
+from mmm4rec.evaluation.ranking import ROWS_AT_ONCE, seen
+from mmm4rec.io import read_json, write_parquet, write_text
+from mmm4rec.models.base import System, build
+from mmm4rec.training.data import Events, load_catalogue, load_events
 from mmm4rec.training.run import read_weights
 
+log = logging.getLogger(__name__)
 
-@torch.inference_mode()
+SCORES_AT_ONCE = 2**24  # users times items: 64 MiB in float32
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished run, ready to be asked.
+
+    Attributes:
+        system: in evaluation mode.
+        items: [N] the user's own ids, as strings.
+        timed: whether rows have times: the system reads them and the domain has some.
+    """
+
+    system: System
+    items: pl.Series
+    timed: bool
+
+
 def recommend(run: Path, history: list[str], k: int, times: list[int] | None = None) -> list[tuple[str, float]]:
     """The k best next items after a history, best first, with their scores; items of the history are left out.
 
@@ -26,41 +52,169 @@ def recommend(run: Path, history: list[str], k: int, times: list[int] | None = N
         UserError: an item is unknown, times are not as many as items or not in their order, the run is not finished or
             a pre-training, or its domain is gone.
     """
+    trained = _load(run)
+    if not history:
+        raise UserError("the history is empty")
+    if times is not None and len(times) != len(history):
+        raise UserError(f"{len(times)} times for {len(history)} items of the history; give one for each")
+    if times is not None and times != sorted(times):
+        raise UserError("times of a history go from the oldest event to the newest; sort it by them")
+    asked = pl.DataFrame({"item": history}, {"item": pl.String}).with_columns(
+        user=0, timestamp=pl.Series(times, dtype=pl.Int64) if times else pl.lit(None, pl.Int64)
+    )
+    known = _numbered(trained, asked)
+    if len(known) < len(asked):
+        unknown = asked.filter(~pl.col("item").is_in(trained.items.implode()))["item"]
+        raise UserError(
+            f"unknown items in the history: {', '.join(unknown)}; {run} knows those of {_items_file(_settings(run))}"
+        )
+    best = _best(trained, known, k)
+    return list(best.select("item_id", "score").iter_rows())
+
+
+def recommend_all(run: Path, histories: Path, k: int) -> pl.DataFrame:
+    """The k best next items after each user's history.
+
+    Events of items that the run does not know are left out, and so are users without any other; the log says how many.
+
+    Args:
+        run: a run folder of ``mmm4rec finetune``.
+        histories: events of any users, as own interactions (``mmm4rec.data.parse.read_interactions``).
+        k: how many.
+
+    Returns:
+        ``user_id``, ``rank`` (1 is best), ``item_id`` (string), ``score``; users in the order of the file.
+
+    Raises:
+        UserError: the file is not as it should be, the run knows none of its items, the run is not finished or a
+            pre-training, or its domain is gone.
+    """
+    trained = _load(run)
+    events = read_interactions(histories).whole().with_columns(pl.col("item").cast(pl.String))
+    if events.is_empty():
+        raise UserError(f"{histories}: there is no event in it")
+    order = "position" if "position" in events.columns else "timestamp"
+    if order == "timestamp":  # as in preparation: what stands twice counts once
+        events = events.unique(maintain_order=True)
+    if "timestamp" not in events.columns:
+        events = events.with_columns(timestamp=pl.lit(None, pl.Int64))
+    first = pl.col("row").first().over("user")
+    events = events.with_row_index("row").sort(first, order, maintain_order=True)
+    known = _numbered(trained, events)
+    if known.is_empty():
+        raise UserError(
+            f"{histories}: {run} knows none of its items; are ids written alike? It has {events['item'][0]!r}, the run "
+            f"{trained.items[0]!r}"
+        )
+    users, of = known["user"].n_unique(), events["user"].n_unique()
+    log.info("%s: %d of %d events are of known items, %d of %d users", histories, len(known), len(events), users, of)
+    return _best(trained, known, k).rename({"user": "user_id"})
+
+
+def write(path: Path, make: Callable[[], pl.DataFrame]) -> None:
+    """Make a table and write it, as Parquet or as text by the path's ending.
+
+    Raises:
+        UserError: the path ends otherwise, which is said before the table is made; and what ``make`` raises.
+    """
+    if path.suffix not in (".parquet", ".csv", ".tsv"):
+        raise UserError(f"{path}: expected a file that ends in .parquet, .csv or .tsv")
+    table = make()
+    if path.suffix == ".parquet":
+        write_parquet(path, table.to_arrow(compat_level=pl.CompatLevel.oldest()))
+    else:
+        write_text(path, table.write_csv(separator="," if path.suffix == ".csv" else "\t"))
+
+
+def _settings(run: Path) -> dict[str, Any]:
+    """Settings of a finished run."""
     if not (run / "config.json").exists():
         raise UserError(f"{run}: not a finished run (no config.json)")
     settings = read_json(run / "config.json")
     if "domain_path" not in settings:
         raise UserError(f"{run}: a pre-training knows no items of yours; take a run that was fine-tuned on your domain")
-    domain, features = Path(settings["domain_path"]), settings["features_path"]
-    if not (domain / "items.parquet").exists():
-        raise UserError(f"{domain / 'items.parquet'}: no such file; run this from the folder that {run} was made in")
-    items: list[str] = pq.read_table(domain / "items.parquet", columns=["item"])["item"].to_pylist()
-    known = {item: index for index, item in enumerate(items, start=1)}
-    unknown = [item for item in history if item not in known]
-    if unknown or not history:
-        which = f"unknown items in the history: {', '.join(unknown)}; {run} knows those of {domain / 'items.parquet'}"
-        raise UserError(which if unknown else "the history is empty")
-    if times is not None and len(times) != len(history):
-        raise UserError(f"{len(times)} times for {len(history)} items of the history; give one for each")
-    if times is not None and times != sorted(times):
-        raise UserError("times of a history go from the oldest event to the newest; sort it by them")
-    events = load_events([domain])
+    return settings
+
+
+def _items_file(settings: dict[str, Any]) -> Path:
+    return Path(settings["domain_path"]) / "items.parquet"
+
+
+def _load(run: Path) -> Trained:
+    """Build a run's system with its weights."""
+    settings = _settings(run)
+    path, features = _items_file(settings), settings["features_path"]
+    if not path.exists():
+        raise UserError(f"{path}: no such file; run this from the folder that {run} was made in")
+    items = pl.Series(pq.read_table(path, columns=["item"])["item"].to_pylist(), dtype=pl.String)
+    events = load_events([path.parent])
     catalogue = load_catalogue(
         events, [Path(features)] if features else [], settings["reads"], settings["missing_image"]
     )
     system = build(settings["model"], settings["settings"], catalogue).eval()
     system.load_state_dict(read_weights(run))
-    seen = torch.tensor([[known[item] for item in history]])
-    kept = seen[:, -system.max_length :]
-    length = kept.shape[1]
-    stamps = has_time = None
-    if "time" in settings["reads"] and events.times is not None:
-        stamps, has_time = torch.zeros(1, system.max_length, dtype=torch.long), torch.tensor([times is not None])
-        if times is not None:
-            stamps[0, :length] = torch.tensor(times[-length:])
-    rows = Rows(kept, torch.tensor([length]), torch.ones(1, dtype=torch.long), stamps, has_time)
+    return Trained(system, items, "time" in settings["reads"] and events.times is not None)
+
+
+def _numbered(trained: Trained, events: pl.DataFrame) -> pl.DataFrame:
+    """The events of items that the run knows, with ``number``, 1..N."""
+    numbers = pl.DataFrame({"item": trained.items}).with_row_index("number", offset=1)
+    return events.join(numbers, on="item", how="inner", maintain_order="left")
+
+
+@torch.inference_mode()
+def _best(trained: Trained, known: pl.DataFrame, k: int) -> pl.DataFrame:
+    """The k best items after each user's history: ``user``, ``rank``, ``item_id``, ``score``.
+
+    Args:
+        trained: the run.
+        known: ``user``, ``number`` and ``timestamp`` (null where unknown) of events, user after user, oldest first.
+        k: how many.
+    """
+    system, n_items = trained.system, len(trained.items)
+    names = known["user"].unique(maintain_order=True)
+    events, targets = _with_place(trained, known)
     tables = system.item_tables()
-    scores = system.scores(tables, system.users(tables, rows))[0]
-    scores[seen[0] - 1] = -torch.inf
-    best = scores.topk(min(k, len(items) - len(set(history))))
-    return [(items[index], score) for score, index in zip(best.values.tolist(), best.indices.tolist(), strict=True)]
+    parts = []
+    for some in targets.split(max(1, min(ROWS_AT_ONCE, SCORES_AT_ONCE // n_items))):
+        rows = events.batch(some, system.max_length, time=trained.timed)
+        scores = system.scores(tables, system.users(tables, rows))
+        row, item = seen(events, some)
+        scores[row, item - 1] = -torch.inf
+        parts.append(scores.topk(min(k, n_items)))
+    score, index = (torch.cat(part) for part in zip(*parts, strict=True))
+    width = score.shape[1]
+    frame = pl.DataFrame(
+        {
+            "user": names.gather(pl.Series(torch.arange(len(names)).repeat_interleave(width).numpy())),
+            "rank": torch.arange(1, width + 1, dtype=torch.int32).repeat(len(names)).numpy(),
+            "item_id": trained.items.gather(pl.Series(index.flatten().numpy())),
+            "score": score.flatten().numpy(),
+        }
+    )
+    return frame.filter(pl.col("score") > -torch.inf)  # who has had nearly all of the items gets fewer
+
+
+def _with_place(trained: Trained, known: pl.DataFrame) -> tuple[Events, Tensor]:
+    """Histories, and behind each the place of what comes next: the events, and where those places are [U]."""
+    user = torch.from_numpy(known["user"].rle_id().to_numpy().astype("int64"))
+    counts = torch.bincount(user)
+    targets = (counts + 1).cumsum(0) - 1
+    at = torch.arange(len(user)) + user
+    items = torch.ones(len(user) + len(counts), dtype=torch.long)
+    items[at] = torch.from_numpy(known["number"].to_numpy().astype("int64"))
+    times = timed = None
+    if trained.timed:
+        times, timed = torch.zeros_like(items), torch.zeros_like(items, dtype=torch.bool)
+        times[at] = torch.from_numpy(known["timestamp"].fill_null(0).to_numpy().astype("int64"))
+        timed[at] = torch.from_numpy(known["timestamp"].is_not_null().to_numpy().copy())
+    events = Events(
+        items=items,
+        times=times,
+        timed=timed,
+        first=(targets - counts).repeat_interleave(counts + 1),
+        offsets=torch.cat([torch.zeros(1, dtype=torch.long), targets + 1]),
+        users=torch.arange(len(counts)),
+        n_items=len(trained.items),
+    )
+    return events, targets

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import polars as pl
 import pytest
 from typer.testing import CliRunner
 
@@ -220,6 +221,25 @@ def test_recommend_prints_a_line_an_item(monkeypatch, calls):
     timed = ["recommend", "r", "--history", "B01,B02", "-k", 1, "--times"]
     assert run(*timed, "5,6").stdout == "B02 [5, 6]\t0.5000\n"
     assert "--times: expected whole unix seconds" in run(*timed, "5,x").stderr
+
+
+def test_recommend_writes_those_of_many_users(calls, monkeypatch, tmp_path):
+    calls("mmm4rec.cli.check")
+    table = pl.DataFrame({"user_id": ["a"], "item_id": ["x"]})
+    asked = []
+    monkeypatch.setattr("mmm4rec.recommend.recommend_all", lambda *given: asked.append(given) or table)
+    out = tmp_path / "best.csv"
+    assert run("recommend", "r", "--histories", "h.csv", "--out", out, "-k", 2).exit_code == 0
+    assert asked == [(Path("r"), Path("h.csv"), 2)]
+    assert out.read_text() == "user_id,item_id\na,x\n"
+    for wrong in (
+        [],
+        ["--history", "a", "--histories", "h.csv", "--out", out],
+        ["--histories", "h.csv"],
+        ["--history", "a", "--out", out],
+        ["--histories", "h.csv", "--out", out, "--times", "1"],
+    ):
+        assert "give either --history" in run("recommend", "r", *wrong).stderr
 
 
 def test_a_user_s_mistake_is_one_line_and_exit_code_2():

@@ -45,8 +45,8 @@ def rank_targets(
         users = system.users(tables, rows)
         blocks = (_blocks(v, USERS_AT_ONCE[users.device.type]) for v in (some, users, rows.targets))
         for few, vectors, items in zip(*blocks, strict=True):
-            seen = _seen(events, send(few, users.device), items) if mask_seen else None
-            ranks.append(_ranks(system, tables, extra, vectors, items, seen))
+            had = _other(seen(events, send(few, users.device)), items) if mask_seen else None
+            ranks.append(_ranks(system, tables, extra, vectors, items, had))
     system.train(was_training)
     ranked = torch.cat(ranks)
     return torch.empty_like(ranked).index_copy_(0, order.to(ranked.device), ranked)
@@ -63,7 +63,7 @@ def _ranks(
     extra: Tensor | None,
     users: Tensor,
     items: Tensor,
-    seen: tuple[Tensor, Tensor] | None,
+    had: tuple[Tensor, Tensor] | None,
 ) -> Tensor:
     """Ranks [R] of the ``items`` [R] for the ``users`` [R, D], a block of candidates at a time.
 
@@ -73,7 +73,7 @@ def _ranks(
         extra: candidates beside the catalogue.
         users: their vectors.
         items: the targets.
-        seen: rows and items of the pairs that do not compete.
+        had: rows and items of the pairs that do not compete.
 
     Raises:
         FloatingPointError: a score is NaN.
@@ -101,8 +101,8 @@ def _ranks(
     for first in blocks:
         block = latest[1] if first == latest[0] else scores(first)
         failed |= block.amax().isnan()
-        if seen is not None:
-            row, item = (v[(seen[1] >= first) & (seen[1] < first + width)] for v in seen)
+        if had is not None:
+            row, item = (v[(had[1] >= first) & (had[1] < first + width)] for v in had)
             block[row, item - first] = -torch.inf
         rank += _count(block, least)
     if extra is not None:
@@ -121,12 +121,16 @@ def _count(scores: Tensor, least: Tensor) -> Tensor:
     return scores.ge_(least).sum(1, dtype=torch.float32).long()
 
 
-def _seen(events: Events, targets: Tensor, target_items: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows and items of what the users had before the targets [R], the targets' own items excepted."""
+def seen(events: Events, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows and items of all that the users had before the targets [R]."""
     first = events.first[targets]
     counts = targets - first
     row = torch.arange(len(targets), device=targets.device).repeat_interleave(counts)
-    within = torch.arange(int(counts.sum()), device=targets.device) - (counts.cumsum(0) - counts)[row]
-    seen = events.items[first[row] + within]
-    other = seen != target_items[row]
-    return row[other], seen[other]
+    within = torch.arange(len(row), device=targets.device) - (counts.cumsum(0) - counts)[row]
+    return row, events.items[first[row] + within]
+
+
+def _other(had: tuple[Tensor, Tensor], target_items: Tensor) -> tuple[Tensor, Tensor]:
+    """Those rows and items that are not the row's target, which always competes."""
+    other = had[1] != target_items[had[0]]
+    return had[0][other], had[1][other]

@@ -2,9 +2,11 @@
 
 import csv
 import json
+import logging
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -14,7 +16,7 @@ from mmm4rec.config import Config, StageSettings, finetune_settings, pretrain_se
 from mmm4rec.errors import UserError
 from mmm4rec.evaluation.metrics import summarise
 from mmm4rec.features.store import write_features
-from mmm4rec.recommend import recommend
+from mmm4rec.recommend import recommend, recommend_all, write
 from mmm4rec.training.finetune import finetune
 from mmm4rec.training.pretrain import pretrain
 from mmm4rec.training.run import load_pretrained, read_weights
@@ -251,6 +253,72 @@ def test_recommendations_of_a_time_aware_system(config, make_domain, tmp_path):
         recommend(tmp_path / "run", history, 3, [1, 2])
     with pytest.raises(UserError, match="from the oldest event to the newest"):
         recommend(tmp_path / "run", history, 3, [9000, 10, 0])
+
+
+@pytest.mark.parametrize("timed", [False, True])
+def test_recommendations_for_many_are_those_of_each(config, make_domain, tmp_path, monkeypatch, caplog, timed):
+    monkeypatch.setattr("mmm4rec.recommend.SCORES_AT_ONCE", 30)  # two users at a time
+    rows = sequences(0)
+    times = [[86_400 * k * k for k in range(len(r))] for r in rows] if timed else None
+    shop = make_domain(rows, times, name="shop")
+    given = features(tmp_path / "shop.parquet", shop)
+    run = tmp_path / "run"
+    finetune(finetune_settings(config, "mmm4rec", "shop", 1) | {"pretrained": False}, shop, given, None, run)
+    histories = {
+        "b": [("item-3", 50), ("item-1", 7)],  # the older event stands behind
+        "a": [("item-2", 1), ("item-2", 1), ("nothing", 2), ("item-5", 90_000)],
+        "gone": [("nothing", 1)],
+        "all": [(f"item-{i}", i) for i in range(1, 13)],
+        "long": [(f"item-{1 + i % 10}", i) for i in range(40)],
+    }
+    events = [{"user_id": u, "item_id": i, "timestamp": t} for u, h in histories.items() for i, t in h]
+    pl.DataFrame(events).write_csv(tmp_path / "histories.csv")
+    with caplog.at_level(logging.INFO):
+        found = recommend_all(run, tmp_path / "histories.csv", 4)
+    assert "56 of 58 events are of known items, 4 of 5 users" in caplog.text
+    assert found.columns == ["user_id", "rank", "item_id", "score"]
+    assert found["user_id"].unique(maintain_order=True).to_list() == ["b", "a", "long"]  # nothing is left for `all`
+    assert found.filter(pl.col("user_id") == "long")["item_id"].sort().to_list() == ["item-11", "item-12"]
+    asked = {
+        "b": (["item-1", "item-3"], [7, 50]),
+        "a": (["item-2", "item-5"], [1, 90_000]),
+        "long": tuple(zip(*histories["long"], strict=True)),
+    }
+    for user, (items, seconds) in asked.items():
+        own = found.filter(pl.col("user_id") == user)
+        expected = recommend(run, list(items), 4, list(seconds))[: len(own)]
+        assert own["item_id"].to_list() == [item for item, _ in expected]
+        assert own["score"].to_list() == pytest.approx([score for _, score in expected], rel=1e-4)
+        assert own["rank"].to_list() == list(range(1, len(own) + 1))
+
+
+def test_histories_with_positions_and_without_a_known_item(config, shop, tmp_path):
+    finetune(finetune_settings(config, "sasrec", "shop", 1), shop, None, None, tmp_path / "run")
+    pl.DataFrame({"user_id": [7, 7], "item_id": ["item-2", "item-1"], "position": [1, 0]}).write_parquet(
+        tmp_path / "histories.parquet"
+    )
+    found = recommend_all(tmp_path / "run", tmp_path / "histories.parquet", 3)
+    expected = recommend(tmp_path / "run", ["item-1", "item-2"], 3)
+    assert found["user_id"].to_list() == [7, 7, 7]
+    assert found["item_id"].to_list() == [item for item, _ in expected]
+    (tmp_path / "other.csv").write_text("user_id,item_id,timestamp\n1,2,3\n")
+    with pytest.raises(UserError, match=r"knows none of its items; .* It has '2', the run 'item-1'"):
+        recommend_all(tmp_path / "run", tmp_path / "other.csv", 3)
+    (tmp_path / "empty.csv").write_text("user_id,item_id,timestamp\n")
+    with pytest.raises(UserError, match="there is no event in it"):
+        recommend_all(tmp_path / "run", tmp_path / "empty.csv", 3)
+
+
+def test_recommendations_are_written_by_the_ending(tmp_path):
+    table = pl.DataFrame({"user_id": ["a"], "rank": [1], "item_id": ["x"], "score": [0.5]})
+    write(tmp_path / "best.csv", lambda: table)
+    write(tmp_path / "best.tsv", lambda: table)
+    write(tmp_path / "best.parquet", lambda: table)
+    assert (tmp_path / "best.csv").read_text() == "user_id,rank,item_id,score\na,1,x,0.5\n"
+    assert (tmp_path / "best.tsv").read_text() == "user_id\trank\titem_id\tscore\na\t1\tx\t0.5\n"
+    assert pl.read_parquet(tmp_path / "best.parquet").equals(table)
+    with pytest.raises(UserError, match=r"best\.txt: expected a file that ends in"):
+        write(tmp_path / "best.txt", lambda: pytest.fail("the table was made"))
 
 
 def test_pretraining_recommends_nothing(pretrained):
