@@ -1,6 +1,7 @@
 """A run folder: what pre-training and fine-tuning write, and what is read back from it."""
 
 import csv
+import hashlib
 import io
 import logging
 import resource
@@ -147,9 +148,11 @@ def load_pretrained(system: System, folder: Path) -> None:
 
 
 def read_pretraining(folder: Path) -> dict[str, Any]:
-    """What a run keeps in mind of its pre-training: on which sources, and how."""
+    """What a run keeps in mind of its pre-training: on which sources, how, and the digest of the weights it gave."""
     config = read_json(folder / "config.json")
-    return {"sources": config["sources"], "stage": config["stage"]}
+    with (folder / "model.safetensors").open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {key: config[key] for key in ("sources", "seed", "settings", "stage")} | {"sha256": digest}
 
 
 def _size(weights: dict[str, Tensor]) -> int:

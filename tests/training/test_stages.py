@@ -1,6 +1,7 @@
 """Pre-training and fine-tuning from files to files."""
 
 import csv
+import hashlib
 import json
 import logging
 from pathlib import Path
@@ -111,7 +112,9 @@ def test_transfer_carries_everything_but_ids(config, shop, pretrained, tmp_path)
         metrics = json.loads((tmp_path / system / "metrics.json").read_text())
         assert metrics["parameters"] == metrics["trained_parameters"]
         made = json.loads((tmp_path / system / "config.json").read_text())
-        assert made["pretraining"] == {"sources": ["other"], "stage": pretrain_settings(config, "mmm4rec")["stage"]}
+        asked = {key: pretrain_settings(config, "mmm4rec")[key] for key in ("sources", "seed", "settings", "stage")}
+        digest = hashlib.sha256((pretrained / "model.safetensors").read_bytes()).hexdigest()
+        assert made["pretraining"] == asked | {"sha256": digest}
         widths = {"text": 8, "image": 8}
         assert made["features"] == {"encoder": None, "text": 1.0, "image": 0.6667, "widths": widths}
     with_id, without = (
