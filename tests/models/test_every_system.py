@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from small_systems import LEARNING, N_ITEMS, catalogue, rows, small, small_settings
+from torch.nn import Embedding
 from torch.nn.functional import pad
 
 from mmm4rec.config import StageSettings, read_system
@@ -57,6 +58,22 @@ def test_frozen_features_stay_as_they_were(key):
     system.finetune_loss(system.item_tables(), BATCH).backward()
     optimizer.step()
     assert all(torch.equal(before[name], b) for name, b in stored.items())
+
+
+@pytest.mark.parametrize("key", LEARNING)
+def test_the_paddings_vector_is_zero_and_stays_so(key):
+    """An initialisation of all weights draws it too, as in RecBole, and no gradient would bring it back."""
+    system, file = small(key), read_system(key)
+    tables = [m.weight for m in system.modules() if isinstance(m, Embedding) and m.num_embeddings == N_ITEMS + 1]
+    assert len(tables) == ("ids" in file.reads and file.model != "mmm4rec")  # whose biases have no row for padding
+    assert not any(table[0].any() for table in tables)
+    optimizer = torch.optim.Adam(system.parameters(), lr=0.1, weight_decay=0.1)
+    system.start_epoch(1)
+    for loss in [system.pretrain_loss] * 2 * bool(file.indomain) + [system.finetune_loss] * 2:
+        optimizer.zero_grad()
+        loss(system.item_tables(), BATCH).backward()
+        optimizer.step()
+        assert not any(table[0].any() for table in tables)
 
 
 @pytest.mark.parametrize("key", LEARNING)
