@@ -14,7 +14,8 @@ from mmm4rec.evaluation.ranking import rank_targets
 from mmm4rec.models.base import Catalogue, build, model_class
 from mmm4rec.training.data import load_events
 from mmm4rec.training.finetune import freeze
-from mmm4rec.training.loop import train
+from mmm4rec.training.loop import History, train
+from mmm4rec.training.run import read_weights, write_run
 
 BATCH = rows([[3, 4, 5, 6, 7, 8], [1, 2, 3, 9, 0, 0], [11, 12, 10, 0, 0, 0]], [9, 10, 1])
 PRETRAINED = [key for key in LEARNING if read_system(key).pretrain]
@@ -207,12 +208,15 @@ def test_order_matters(key):
 
 
 @pytest.mark.parametrize("key", LEARNING)
-def test_saved_and_loaded_scores_are_identical(key):
+def test_saved_and_loaded_scores_are_identical(key, tmp_path):
     first = small(key).eval()
     first.start_epoch(1)
+    write_run(tmp_path, {}, first, History(), {}, {})
     torch.manual_seed(1)
     again = build(read_system(key).model, small_settings(key), catalogue()).eval()
-    again.load_state_dict(first.state_dict())
+    read = read_weights(tmp_path)
+    again.load_state_dict(read)
+    assert all(w.dtype == read[name].dtype and torch.equal(w, read[name]) for name, w in first.state_dict().items())
     a, b = (s.scores(s.item_tables(), s.users(s.item_tables(), BATCH)) for s in (first, again))
     assert a.shape == (3, N_ITEMS)
     assert torch.equal(a, b)

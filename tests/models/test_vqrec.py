@@ -11,7 +11,8 @@ from mmm4rec.models.base import Catalogue
 from mmm4rec.models.vqrec import item_codes, one_to_one, sinkhorn
 from mmm4rec.training.data import load_events
 from mmm4rec.training.finetune import freeze
-from mmm4rec.training.loop import train
+from mmm4rec.training.loop import History, train
+from mmm4rec.training.run import read_weights, write_run
 
 BATCH = rows([[3, 4, 5, 6, 7, 8], [1, 2, 3, 9, 0, 0], [11, 12, 10, 0, 0, 0]], [9, 10, 9])
 
@@ -271,7 +272,7 @@ def test_a_killed_run_resumes_bit_for_bit_across_the_stages(events, tmp_path, st
 
 
 @pytest.mark.parametrize("best", [1, 3])
-def test_the_best_epochs_weights_rank_as_they_did_whatever_its_stage(events, best):
+def test_the_best_epochs_weights_rank_as_they_did_whatever_its_stage(events, best, tmp_path):
     system = transferred(permutation_epochs=2)
     ranked = []
 
@@ -281,9 +282,11 @@ def test_the_best_epochs_weights_rank_as_they_did_whatever_its_stage(events, bes
 
     run(system, events, validate=validate)
     assert torch.equal(scores(system), ranked[best - 1])
+    write_run(tmp_path / "run", {}, system, History(), {}, {})
     with torch.inference_mode():  # a saved run is read like this
         again = small("vqrec", permutation_epochs=2)
-        again.load_state_dict(system.state_dict())
+        again.load_state_dict(read_weights(tmp_path / "run"))
+        assert (bool(again.transferred), bool(again.permuting)) == (True, best == 1)
         assert torch.equal(scores(again), ranked[best - 1])
 
 
