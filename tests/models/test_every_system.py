@@ -87,10 +87,16 @@ def test_what_is_frozen_on_a_target(key):
     assert {name.split(".")[0] for name in frozen} == FROZEN.get(read_system(key).model, set())
 
 
+@pytest.mark.parametrize("from_scratch", [False, True], ids=["transferred", "from_scratch"])
 @pytest.mark.parametrize("key", LEARNING)
-def test_every_trained_parameter_gets_a_gradient_and_no_frozen_one(key):
+def test_every_trained_parameter_gets_a_gradient_and_no_frozen_one(key, from_scratch):
+    """From scratch that is every one, but VQRec's permutation, which has nothing to permute."""
     system = small(key, perturbed=0.3)
-    freeze(system)
+    if not from_scratch or read_system(key).indomain:  # S3-Rec is never without its first stage
+        freeze(system)
+    else:
+        held_back = [name for name, p in system.named_parameters() if not p.requires_grad]
+        assert held_back == (["permutation"] if read_system(key).model == "vqrec" else [])
     system.train()
     for _ in range(3):  # what one draw of dropout or of an augmentation misses, another reaches
         system.start_epoch(1)

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from small_systems import SMALL as SMALL_SYSTEMS
 
 from mmm4rec.config import Config, StageSettings, finetune_settings, pretrain_settings
 from mmm4rec.errors import UserError
@@ -121,6 +122,35 @@ def test_transfer_carries_everything_but_ids(config, shop, pretrained, tmp_path)
         json.loads((tmp_path / s / "metrics.json").read_text())["parameters"] for s in ("mmm4rec", "mmm4rec_noid")
     )
     assert with_id - without == 2 * 12 * 16
+
+
+@pytest.mark.parametrize("key", ["unisrec", "vqrec", "missrec"])
+def test_what_stays_as_pretrained_learns_from_scratch(make_domain, shop, tmp_path, key):
+    """Positions and encoder; from scratch all that is held back is VQRec's permutation."""
+    stage = {"epochs": 1, "batch_size": 32, "accumulate": 1}
+    config = Config(
+        targets=["shop"],
+        sources=["other"],
+        systems=[key],
+        domains={name: {"interactions": name, "items": name} for name in ("shop", "other")},
+        pretrain=stage,
+        finetune=stage,
+        settings={key: SMALL_SYSTEMS[key] | ({"permutation_epochs": 0} if key == "vqrec" else {})},
+    )
+    other = make_domain(sequences(1, items=9), name="other")
+    given = features(tmp_path / "shop.parquet", shop, seed=3)
+    pre = tmp_path / "pre"
+    pretrain(pretrain_settings(config, key), [other], [features(tmp_path / "other.parquet", other)], pre)
+    before, settings = read_weights(pre), finetune_settings(config, key, "shop", 1)
+    finetune(settings, shop, given, pre, tmp_path / "transferred")
+    finetune(settings | {"pretrained": False}, shop, given, None, tmp_path / "scratch")
+    transferred, scratch = (read_weights(tmp_path / name) for name in ("transferred", "scratch"))
+    kept = [name for name in before if name.startswith(("position.", "encoder.", "network."))]
+    assert kept
+    assert all(torch.equal(transferred[name], before[name]) for name in kept)
+    metrics = json.loads((tmp_path / "scratch" / "metrics.json").read_text())
+    permutation = scratch["permutation"].numel() if key == "vqrec" else 0
+    assert metrics["parameters"] - metrics["trained_parameters"] == permutation
 
 
 # ------------------------------------------------------------------------------------------------ in-domain stage
