@@ -110,6 +110,16 @@ def test_the_semi_synthetic_negative_keeps_a_quarter_of_the_digits():
     assert abs(float((fakes != codes).float().mean()) - 0.75 / 2) < 0.01  # half of those drawn are the same again
 
 
+def test_every_row_has_a_semi_synthetic_negative_the_first_too():
+    """Published code leaves the first row's empty."""
+    torch.manual_seed(0)
+    system = small("vqrec", pretraining=True, fake_share=1.0)
+    own = system.codes[BATCH.targets]
+    fakes = system.fake_codes(own)
+    assert (fakes % 5 > 0).all()  # a digit's first row is that of no value
+    assert (fakes != own).any(1).tolist() == [True] * 3
+
+
 @pytest.mark.parametrize("duplicates", ["masked", "zero_logit", "kept"])
 def test_pretraining_loss_is_that_of_a_loop(duplicates):
     """A row's own target again in the batch is no negative, one of logit 0 (the authors), or one like all others."""
