@@ -1,6 +1,7 @@
 """The typed configuration: what is accepted, what one sentence says where it is not, and what each step gets."""
 
 import json
+import re
 from contextlib import suppress
 from pathlib import Path
 
@@ -258,6 +259,23 @@ def test_every_settings_file_is_valid_and_its_key_is_in_order():
     assert keys[:2] == ["pop", "sasrec"]
     for key in keys:
         assert read_system(key).name
+
+
+@pytest.mark.parametrize("key", system_keys())
+def test_every_value_of_a_settings_file_says_where_it_comes_from(key):
+    """On its line. A variant says of its few values, in its first line, what they make of the system it is based on."""
+    lines = (module.SYSTEMS_DIR / f"{key}.yaml").read_text(encoding="utf-8").splitlines()
+    assert lines[0].startswith("# ")
+    if any(line.startswith("base: ") for line in lines):
+        return
+    block, silent = "", []
+    for line in lines:
+        value, _, comment = line.partition("#")
+        if line[:1] != " ":
+            block = value.partition(":")[0]
+        elif block in ("settings", "pretrain", "indomain", "finetune") and value.strip():
+            silent += [line] * (not re.search("authors|paper|released|RecBole|UniSRec|ours", comment))
+    assert silent == []
 
 
 def test_a_model_that_is_not_there_is_named(own_systems):
