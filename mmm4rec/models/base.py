@@ -276,8 +276,3 @@ def build(key: str, settings: dict[str, Any], catalogue: Catalogue, *, pretraini
 
     cls = model_class(key)
     return cls(validated(cls.Settings, settings, f"settings of {key}"), catalogue, pretraining=pretraining)
-
-
-def with_padding(table: Tensor) -> Tensor:
-    """A table [M, ...] with a zero row 0 in front, for padding: [M + 1, ...]."""
-    return nn.functional.pad(table, (0, 0) * (table.dim() - 1) + (1, 0))
