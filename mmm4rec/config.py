@@ -288,6 +288,11 @@ class SystemFile(Strict):
         False, description="pre-training takes one device alone: its loss encodes more than what `encode_rows` does"
     )
     settings: dict[str, Any] = Field({}, description="hyper-parameters, checked by the model's own Settings")
+    added: dict[str, Any] = Field(
+        {},
+        description="hyper-parameters that came when runs were finished already, at the defaults of the model's own "
+        "Settings: only one that a user changes is a param, so that nothing runs again for the others",
+    )
     released: dict[str, Any] = Field({}, description="what `preset: released` changes in `settings`")
     pretrain: StageSettings | None = Field(None, description="none: the system does not transfer")
     released_pretrain: dict[str, Any] = Field({}, description="what `preset: released` changes in `pretrain`")
@@ -447,10 +452,10 @@ def resolve_system(config: Config, key: str) -> SystemFile:
     system = read_system(key)
     values = system.model_dump()
     own = _overrides(config, key)
-    unknown = sorted(set(own) - set(STAGES) - set(values["settings"]))
+    known = values["settings"] | values["added"]
+    unknown = sorted(set(own) - set(STAGES) - set(known))
     if unknown:
-        known = ", ".join([*values["settings"], *STAGES])
-        raise UserError(f"settings.{key}.{unknown[0]}: unknown key; known: {known}")
+        raise UserError(f"settings.{key}.{unknown[0]}: unknown key; known: {', '.join([*known, *STAGES])}")
     if config.preset == "released":
         values["settings"] |= values["released"]
         if values["pretrain"]:
@@ -464,8 +469,8 @@ def resolve_system(config: Config, key: str) -> SystemFile:
         elif over:
             raise UserError(f"settings.{key}.{stage}: {key} has no such stage")
     changed = {k: v for k, v in own.items() if k not in STAGES}
-    _check_numbers(values["settings"], changed, f"settings.{key}")
-    values["settings"] |= changed
+    _check_numbers(known, changed, f"settings.{key}")
+    values["settings"] |= {k: v for k, v in changed.items() if k in values["settings"] or v != known[k]}
     if values["settings"].get("use_time", "off") not in ("off", False) and "time" not in values["reads"]:
         raise UserError(f"settings.{key}.use_time: {key} is the variant without time; leave it off")
     return validated(SystemFile, values, f"settings.{key}")

@@ -310,6 +310,23 @@ def test_a_variant_inherits_the_user_s_settings_but_not_against_its_own_file(own
     assert variant.finetune.epochs == 5
 
 
+def test_a_setting_that_came_later_is_a_param_where_a_user_changes_it(own_systems):
+    """Else everything that finished before it would run again."""
+    file = yaml.safe_load((own_systems / "sasrec.yaml").read_text())
+    (own_systems / "sasrec.yaml").write_text(yaml.safe_dump(file | {"added": {"share": 0.1}}))
+    for own, recorded in (({}, {}), ({"share": 0.1}, {}), ({"share": 0.3}, {"share": 0.3})):
+        config = parse_config(values(settings={"sasrec": own}))
+        for key, width in (("sasrec", 8), ("sasrec_t", 16)):
+            assert resolve_system(config, key).settings == {"width": width, "layers": 2} | recorded
+    (own_systems / "sasrec_t.yaml").write_text("{base: sasrec, settings: {share: 0.2}}")
+    config = parse_config(values(settings={"sasrec": {"share": 0.3}, "sasrec_t": {"share": 0.1}}))
+    assert resolve_system(config, "sasrec_t").settings["share"] == 0.1
+    with pytest.raises(UserError, match="share: expected a number, found 'much'"):
+        parse_config(values(settings={"sasrec": {"share": "much"}}))
+    with pytest.raises(UserError, match=r"sasrec\.width2: unknown key; known: layers, width, share, pretrain"):
+        parse_config(values(settings={"sasrec": {"width2": 1}}))
+
+
 def test_a_circle_of_bases_is_told(own_systems):
     (own_systems / "a.yaml").write_text("base: b")
     (own_systems / "b.yaml").write_text("base: a")

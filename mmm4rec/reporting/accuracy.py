@@ -365,7 +365,8 @@ def _changed(config: dict[str, Any]) -> str:
     """What of a run's settings differs from its system's file, as ``key value (the file's)``."""
     file = read_system(config["system"])
     carried_from = read_system(file.pretrained_as) if file.pretrained_as else file
-    pairs = [(key, value, file.settings.get(key)) for key, value in config["settings"].items()]
+    known = file.added | file.settings
+    pairs = [(key, value, known.get(key)) for key, value in config["settings"].items()]
     for prefix, stage, own in (
         ("", config["stage"], file.finetune),
         ("indomain.", config.get("indomain"), file.indomain),

@@ -154,7 +154,7 @@ def train(
     # what a state must have been made with to be gone on from; more epochs may be asked for than before
     made_with = {
         "stage": stage.model_dump(exclude={"epochs"}),
-        "settings": system.settings.model_dump(),
+        "settings": system.settings.model_dump(exclude_unset=True),  # a setting that came later changes none of these
         "run": [seed, precision, *made_for],
         "start": _fingerprint(*system.parameters(), *system.buffers()),
         "data": _fingerprint(targets, events.items, *([] if events.times is None else [events.times])),

@@ -243,8 +243,9 @@ def test_every_setting_stands_in_its_file(key):
     """Else nobody could change it: what a file does not name is an unknown key. Its numbers are of the field's type."""
     file = read_system(key)
     fields = model_class(file.model).Settings.model_fields
-    assert set(fields) == set(file.settings)
-    numbers = {name: type(value) for name, value in file.settings.items() if type(value) in (int, float)}
+    assert set(fields) == {*file.settings, *file.added}
+    assert {name: fields[name].default for name in file.added} == file.added
+    numbers = {k: type(v) for k, v in (file.added | file.settings).items() if type(v) in (int, float)}
     assert numbers == {name: fields[name].annotation for name in numbers}
 
 
