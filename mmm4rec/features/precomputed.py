@@ -23,6 +23,8 @@ def import_features(settings: dict[str, Any], domain: Path, files: Path | Mappin
         domain: folder of the prepared domain.
         files: a Parquet file with ``item_id`` (raw ids, integers or strings) and ``text``, ``image`` or both: lists of
             floats of one width, null or no row where an item has none. Or a file each, by ``text`` and ``image``.
+            Beside ``text`` may stand ``text_dropped``: vectors of the same width, of texts with some of their words
+            left out; null where an item has only that of its whole text.
         out: the feature file; float16 stays float16, anything else becomes float32.
 
     Raises:
@@ -41,7 +43,8 @@ def import_features(settings: dict[str, Any], domain: Path, files: Path | Mappin
             raise UserError(
                 f"{path}: expected columns item_id and {' or '.join(columns)}, found {', '.join(given.column_names)}"
             )
-        if unused := [name for name in given.column_names if name not in ("item_id", *columns)]:
+        known = ["item_id", *columns, *(["text_dropped"] if "text" in modalities else [])]
+        if unused := [name for name in given.column_names if name not in known]:
             logger.warning("%s: columns that no system reads: %s", path, ", ".join(unused))
         ids = _raw_ids(given["item_id"], path)
         at = pc.index_in(items, value_set=ids)
@@ -55,6 +58,14 @@ def import_features(settings: dict[str, Any], domain: Path, files: Path | Mappin
             has[name] = match & present[row]
             values[name] = np.zeros((len(items), matrix.shape[1]), matrix.dtype)
             values[name][has[name]] = matrix[row[has[name]]]
+        if "text_dropped" in given.column_names and "text" in modalities:
+            at_column = f"{path}: column `text_dropped`"
+            matrix, present = to_matrix(given["text_dropped"], ids, at_column)
+            there = match & present[row]
+            if there.any():
+                values["text_dropped"] = _of_fewer_words(
+                    values["text"], has["text"], matrix[row[there]], there, items, at_column
+                )
     where = ", ".join(str(path) for path, _ in _sources(files))
     if 2 * found.sum() < len(items):
         raise UserError(
@@ -73,7 +84,31 @@ def import_features(settings: dict[str, Any], domain: Path, files: Path | Mappin
         values.get("image"),
         has.get("image", nothing),
         metadata,
+        values.get("text_dropped"),
     )
+
+
+def _of_fewer_words(
+    text: np.ndarray, has_text: np.ndarray, dropped: np.ndarray, there: np.ndarray, items: pa.Array, where: str
+) -> np.ndarray:
+    """Text features [N, F], but those of fewer words where ``there`` [N] bool says that ``dropped`` [.., F] has them.
+
+    Raises:
+        UserError: an item has such features and no text features, or they have another width.
+    """
+    if (lone := there & ~has_text).any():
+        raise UserError(
+            f"{where}: item {items[int(np.argmax(lone))]} has such features and none of its whole text; add those in "
+            "column `text`"
+        )
+    if dropped.shape[1] != text.shape[1]:
+        raise UserError(
+            f"{where}: {dropped.shape[1]} numbers a row, column `text` has {text.shape[1]}; make both with one encoder"
+        )
+    logger.info("%s: %d of %d items have features of fewer words", where, there.sum(), len(there))
+    filled = text.astype(np.result_type(text, dropped))
+    filled[there] = dropped
+    return filled
 
 
 def _sources(files: Path | Mapping[str, Path]) -> list[tuple[Path, list[str]]]:

@@ -4,7 +4,7 @@ Shapes: N items of the catalogue, F encoder width.
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,8 @@ class Features:
         has_text: [N] bool.
         has_image: [N] bool; False also where the features of a white picture stand in.
         metadata: encoder, precision, text_fields, missing_image.
+        text_dropped: [N, F_text] features of the texts with some of their words left out, or those of the whole text
+            where an item has no others; None if no item has any, or they are not read.
     """
 
     item_ids: np.ndarray
@@ -41,6 +43,7 @@ class Features:
     has_text: np.ndarray
     has_image: np.ndarray
     metadata: dict[str, str]
+    text_dropped: np.ndarray | None = None
 
 
 def write_features(
@@ -52,6 +55,7 @@ def write_features(
     image: np.ndarray | None,
     has_image: np.ndarray,
     metadata: Mapping[str, str],
+    text_dropped: np.ndarray | None = None,
 ) -> None:
     """Write a feature file atomically; arguments as in ``Features``.
 
@@ -65,7 +69,8 @@ def write_features(
         "has_text": pa.array(has_text, pa.bool_()),
         "has_image": pa.array(has_image, pa.bool_()),
     }
-    for name, values, has in (("text", text, has_text), ("image", image, has_image)):
+    given = (("text", text, has_text), ("image", image, has_image), ("text_dropped", text_dropped, has_text))
+    for name, values, has in given:
         if values is None or not (kept := has | values.any(axis=1)).any():
             continue
         assert values.dtype in (np.float16, np.float32), values.dtype
@@ -74,13 +79,17 @@ def write_features(
     write_parquet(path, pa.table(columns), dict(metadata))
 
 
-def read_features(path: Path) -> Features:
+def read_features(path: Path, *, text_dropped: bool = False) -> Features:
     """Read a feature file; nulls become zero rows, a column without nulls is not copied.
+
+    Args:
+        path: the file.
+        text_dropped: read that column too, if there is one.
 
     Raises:
         UserError: the file is missing, is no feature file, or holds numbers that are not finite.
     """
-    table = read_table(path)
+    table = read_table(path, without=() if text_dropped else ("text_dropped",))
     lacking = {"item_id", "item", "has_text", "has_image"} - set(table.column_names)
     if lacking:
         raise UserError(f"{path}: no feature file, it has no column {', '.join(sorted(lacking))}; write it again")
@@ -90,7 +99,7 @@ def read_features(path: Path) -> Features:
     items = table["item"].to_numpy()
     values = {
         name: to_matrix(table[name], items, f"{path}: column `{name}`")[0] if name in table.column_names else None
-        for name in ("text", "image")
+        for name in ("text", "image", "text_dropped")
     }
     return Features(
         item_ids=item_ids,
@@ -102,13 +111,15 @@ def read_features(path: Path) -> Features:
     )
 
 
-def read_table(path: Path, columns: list[str] | None = None) -> pa.Table:
-    """Read a Parquet file.
+def read_table(path: Path, columns: list[str] | None = None, *, without: Collection[str] = ()) -> pa.Table:
+    """Read a Parquet file: some of its columns, or all but some.
 
     Raises:
         UserError: it is missing or is no Parquet file.
     """
     try:
+        if without:
+            columns = [name for name in pq.read_schema(path).names if name not in without]
         return pq.read_table(path, columns=columns)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None

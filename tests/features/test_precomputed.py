@@ -8,6 +8,7 @@ import pytest
 from mmm4rec.errors import UserError
 from mmm4rec.features.precomputed import import_features
 from mmm4rec.features.store import read_features
+from mmm4rec.io import write_parquet
 
 ZERO = {"version": 1, "missing_features": "zero"}
 
@@ -47,9 +48,55 @@ def test_rows_come_into_the_order_of_the_items(domain, tmp_path):
 
 def test_what_no_system_reads_is_named(domain, tmp_path, caplog):
     vectors = [[1.0]] * 4
-    file = write(tmp_path / "in.parquet", item_id=["x", "9", "10", "11"], text=vectors, text_dropped=vectors)
+    file = write(
+        tmp_path / "in.parquet", item_id=["x", "9", "10", "11"], image=vectors, text_dropped=vectors, b=vectors
+    )
     import_features(ZERO, domain, file, tmp_path / "out.parquet")
-    assert caplog.messages[0].endswith("in.parquet: columns that no system reads: text_dropped")
+    assert caplog.messages[0].endswith("in.parquet: columns that no system reads: text_dropped, b")
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_features_of_texts_with_words_left_out_come_with_the_text(domain, tmp_path, caplog, apart):
+    """Where an item has none, those of its whole text stand in."""
+    caplog.set_level("INFO")
+    file = write(
+        tmp_path / "in.parquet",
+        item_id=["x", "9", "unknown", "10"],
+        text=pa.array([[4.0, 4], [3, 3], [8, 8], None], pa.list_(pa.float16())),
+        text_dropped=pa.array([[0.0, 0], None, [7, 7], None], pa.list_(pa.float16())),
+    )
+    import_features(ZERO, domain, {"text": file} if apart else file, tmp_path / "out.parquet")
+    features = read_features(tmp_path / "out.parquet", text_dropped=True)
+    assert features.text.tolist() == [[0, 0], [0, 0], [3, 3], [4, 4]]
+    assert features.text_dropped.tolist() == [[0, 0], [0, 0], [3, 3], [0, 0]]
+    assert features.text_dropped.dtype == np.float16
+    assert "in.parquet: column `text_dropped`: 1 of 4 items have features of fewer words" in caplog.text
+    assert "no system reads" not in caplog.text
+    assert read_features(tmp_path / "out.parquet").text_dropped is None
+
+
+def test_without_them_the_file_is_the_same_to_the_byte(domain, tmp_path):
+    """As before there was such a column; one without any vector is none."""
+    rows = {"item_id": ["x", "9", "10"], "text": [[4.0, 4], [3, 3], [1, 1]]}
+    import_features(ZERO, domain, write(tmp_path / "in.parquet", **rows), tmp_path / "out.parquet")
+    nothing = pa.nulls(3, pa.list_(pa.float32()))
+    import_features(
+        ZERO, domain, write(tmp_path / "in.parquet", **rows, text_dropped=nothing), tmp_path / "null.parquet"
+    )
+    text = np.array([[1, 1], [0, 0], [3, 3], [4, 4]], np.float32)
+    has = np.array([True, False, True, True])
+    columns = {
+        "item_id": pa.array([1, 2, 3, 4], pa.int32()),
+        "item": ["10", "11", "9", "x"],
+        "has_text": has,
+        "has_image": np.zeros(4, bool),
+        "text": pa.FixedSizeListArray.from_arrays(pa.array(text.ravel()), 2, mask=pa.array(~has)),
+    }
+    metadata = {"encoder": "precomputed", "precision": "as given", "text_fields": "as given", "missing_image": "zero"}
+    write_parquet(tmp_path / "want.parquet", pa.table(columns), metadata)
+    want = (tmp_path / "want.parquet").read_bytes()
+    assert (tmp_path / "out.parquet").read_bytes() == want
+    assert (tmp_path / "null.parquet").read_bytes() == want
 
 
 def test_a_file_a_modality_and_integer_ids(domain, tmp_path):
@@ -84,6 +131,14 @@ def test_one_modality_alone(domain, tmp_path):
         ({"item_id": ["9", "10"], "text": [[1.0], [1.0, 2.0]]}, r"column `text`, row 2 \(item 10\): 2 numbers"),
         ({"item_id": ["9", "10"], "text": [[1.0], [float("inf")]]}, r"row 2 \(item 10\): a number that is not finite"),
         ({"item_id": ["9", "b", "c"], "text": [[1.0]] * 3}, "only 1 of the 4 items of .*shop are found"),
+        (
+            {"item_id": ["9", "10"], "text": [[1.0]] * 2, "text_dropped": [[1.0, 2.0], None]},
+            "column `text_dropped`: 2 numbers a row, column `text` has 1; make both",
+        ),
+        (
+            {"item_id": ["9", "10"], "text": [[1.0], None], "text_dropped": [[1.0], [2.0]]},
+            "column `text_dropped`: item 10 has such features and none of its whole text",
+        ),
         (
             {"item_id": ["a", "b", "c"], "text": [[1.0]] * 3},
             r"no id is an item of .*shop \(here 'a', 'b', 'c'; there '10'",

@@ -64,6 +64,30 @@ def test_a_modality_that_no_item_has_has_no_column(tmp_path):
     assert read_features(path).image is None
 
 
+def test_features_of_texts_with_words_left_out_are_a_column_that_is_read_where_it_is_asked_for(tmp_path, monkeypatch):
+    text = np.array([[1, 2], [0, 0], [3, 4]], np.float16)
+    has, nothing = np.array([True, False, True]), np.zeros(3, bool)
+    dropped = np.array([[1, 2], [0, 0], [5, 6]], np.float16)
+    write_features(
+        tmp_path / "f.parquet", np.arange(1, 4), ["a", "b", "c"], text, has, None, nothing, METADATA, dropped
+    )
+    column = pq.read_table(tmp_path / "f.parquet")["text_dropped"]
+    assert column.type == pa.list_(pa.float16(), 2)
+    assert column.to_pylist() == [[1, 2], None, [5, 6]]
+    features = read_features(tmp_path / "f.parquet", text_dropped=True)
+    assert np.array_equal(features.text_dropped, dropped)
+    assert np.array_equal(features.text, text)
+
+    asked, read = [], pq.read_table
+    monkeypatch.setattr(pq, "read_table", lambda path, columns: asked.append(columns) or read(path, columns=columns))
+    plain = read_features(tmp_path / "f.parquet")
+    assert plain.text_dropped is None
+    assert plain.metadata == METADATA
+    assert asked == [["item_id", "item", "has_text", "has_image", "text"]]
+    path = write(tmp_path / "old.parquet", text, has, None, nothing)
+    assert read_features(path, text_dropped=True).text_dropped is None
+
+
 def test_a_column_without_nulls_is_not_copied():
     column = pa.chunked_array([pa.FixedSizeListArray.from_arrays(pa.array(np.arange(6, dtype=np.float32)), 2)])
     matrix, _ = to_matrix(column, ["a", "b", "c"], "x")
