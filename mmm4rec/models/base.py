@@ -39,6 +39,8 @@ class Catalogue:
         all_timed: whether every event has one.
         popularity: [N + 1] training events an item.
         missing_image: policy for items without an image: ``zero``, ``mask`` or ``white`` (features are filled already).
+        text_dropped: [N + 1, F_text] features of texts with words left out, those of the whole text for items without;
+            None where no domain has any, and for all but the pre-training of systems that ask for them.
     """
 
     n_items: int
@@ -50,6 +52,7 @@ class Catalogue:
     all_timed: bool = False
     popularity: Tensor | None = None
     missing_image: str = "zero"
+    text_dropped: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -104,6 +107,8 @@ class System(nn.Module):
     target_time_in_row: bool = False
     #: the sequence encoder needs rows of max_length positions (spectra over the padded length, say)
     fixed_length: bool = False
+    #: its pre-training takes features of texts with words left out, where there are any
+    reads_text_dropped: ClassVar[bool] = False
 
     def __init__(self, settings: Any, catalogue: Catalogue, *, pretraining: bool = False) -> None:
         super().__init__()

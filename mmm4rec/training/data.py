@@ -182,8 +182,17 @@ def _read_domain(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.nda
     return users, items, times, timed, n_items
 
 
-def load_catalogue(events: Events, features: Sequence[Path], reads: Sequence[str], missing_image: str) -> Catalogue:
+def load_catalogue(
+    events: Events, features: Sequence[Path], reads: Sequence[str], missing_image: str, *, text_dropped: bool = False
+) -> Catalogue:
     """What a system may know before training: features it reads, popularity, whether there are times.
+
+    Args:
+        events: of the domains.
+        features: their features, in the same order.
+        reads: what the system reads.
+        missing_image: policy for items without an image.
+        text_dropped: it takes features of texts with words left out, too.
 
     Raises:
         UserError: the system reads features and none are given, or the domains' features do not fit together.
@@ -199,7 +208,7 @@ def load_catalogue(events: Events, features: Sequence[Path], reads: Sequence[str
         return known
     if not features:
         raise UserError(f"this system reads {', '.join(reads)}: give it the domain's features")
-    parts = [read_features(path) for path in features]
+    parts = [read_features(path, text_dropped=text_dropped) for path in features]
     text, has_text = _stack([(p.text, p.has_text) for p in parts], features)
     image, has_image = _stack([(p.image, p.has_image) for p in parts], features)
     if len(has_text) != events.n_items + 1:
@@ -208,7 +217,11 @@ def load_catalogue(events: Events, features: Sequence[Path], reads: Sequence[str
             f"{names}: features for {len(has_text) - 1} items, the domains have {events.n_items}; rebuild them"
         )
     text, image = (text if "text" in reads else None), (image if "image" in reads else None)
-    return replace(known, text=text, image=image, has_text=has_text, has_image=has_image)
+    dropped = None
+    if any(p.text_dropped is not None for p in parts):
+        whole_or_not = [(p.text if p.text_dropped is None else p.text_dropped, p.has_text) for p in parts]
+        dropped, _ = _stack(whole_or_not, features)
+    return replace(known, text=text, image=image, has_text=has_text, has_image=has_image, text_dropped=dropped)
 
 
 def _stack(columns: list[tuple[np.ndarray | None, np.ndarray]], paths: Sequence[Path]) -> tuple[Tensor | None, Tensor]:

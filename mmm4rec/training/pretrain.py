@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from mmm4rec.config import StageSettings
-from mmm4rec.models.base import build
+from mmm4rec.models.base import build, model_class
 from mmm4rec.training.data import load_catalogue, load_events
 from mmm4rec.training.distributed import is_main, process_group, ranks
 from mmm4rec.training.loop import pretrain_loss, resolve_device, train
@@ -48,7 +48,13 @@ def pretrain(
         torch.manual_seed(settings["seed"])
         made_with = run_environment(settings, where) | {"processes": ranks()}
         events = load_events(domains)
-        catalogue = load_catalogue(events, features, settings["reads"], settings["missing_image"])
+        catalogue = load_catalogue(
+            events,
+            features,
+            settings["reads"],
+            settings["missing_image"],
+            text_dropped=model_class(settings["model"]).reads_text_dropped,
+        )
         system = build(settings["model"], settings["settings"], catalogue, pretraining=True).to(where)
         events = events.to(where)
         with scalars(tensorboard if is_main() else None) as write:

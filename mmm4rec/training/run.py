@@ -85,14 +85,21 @@ def cost(system: System, history: History, indomain: History | None = None) -> d
 
 
 def describe(catalogue: Catalogue, files: Sequence[Path]) -> dict[str, Any]:
-    """What a run keeps in mind of its features: whose they are, which share of the items has each, and their widths."""
+    """What a run keeps in mind of its features: whose they are, which share of the items has each, and their widths.
+
+    Where such were read, the share of items with features of a text with words left out too: other ones than of the
+    whole text, that is.
+    """
     encoders = {(pq.read_schema(path).metadata or {}).get(b"encoder", b"").decode() for path in files}
     shares = {"text": catalogue.has_text, "image": catalogue.has_image}
     values = {"text": catalogue.text, "image": catalogue.image}
+    text, dropped = catalogue.text, catalogue.text_dropped
+    other = None if text is None or dropped is None else (text != dropped).any(1)
     return {
         "encoder": ", ".join(sorted(encoders)) or None,
         **{name: 0.0 if has is None else round(has[1:].float().mean().item(), 4) for name, has in shares.items()},
         "widths": {name: None if v is None else v.shape[1] for name, v in values.items()},
+        **({} if other is None else {"text_dropped": round(other[1:].float().mean().item(), 4)}),
     }
 
 
