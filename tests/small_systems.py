@@ -31,22 +31,29 @@ N_ITEMS = 12
 LEARNING = [key for key in system_keys() if read_system(key).finetune]
 
 
-def catalogue(n_items: int = N_ITEMS, *, times: bool = True, seed: int = 0) -> Catalogue:
-    """A catalogue with everything; the last item lacks text, the last two lack an image."""
+def catalogue(n_items: int = N_ITEMS, *, times: bool = True, seed: int = 0, fewer_words: bool = False) -> Catalogue:
+    """A catalogue with everything; the last item lacks text, the last two lack an image.
+
+    With ``fewer_words`` it has features of texts with words left out too, of all but the first three items.
+    """
     draw = torch.Generator().manual_seed(seed)
     has_text = torch.ones(n_items + 1, dtype=torch.bool)
     has_image = has_text.clone()
     has_text[[0, -1]] = False
     has_image[[0, -1, -2]] = False
+    text = torch.randn(n_items + 1, 10, generator=draw) * has_text[:, None]
+    lost = 0.5 * torch.randn(n_items + 1, 10, generator=torch.Generator().manual_seed(seed + 1)) * has_text[:, None]
+    lost[1:4] = 0
     return Catalogue(
         n_items=n_items,
-        text=torch.randn(n_items + 1, 10, generator=draw) * has_text[:, None],
+        text=text,
         image=torch.randn(n_items + 1, 8, generator=draw) * has_image[:, None],
         has_text=has_text,
         has_image=has_image,
         has_time=times,
         all_timed=times,
         popularity=torch.arange(n_items + 1),
+        text_dropped=text + lost if fewer_words else None,
     )
 
 
