@@ -10,6 +10,7 @@ Shapes: B rows, L positions, N items, M items at hand, m modalities of the domai
 import logging
 import math
 from collections.abc import Iterable
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from mmm4rec.models.base import Catalogue, Rows, System, Tables
 from mmm4rec.models.items import IdVectors, at_hand, require_features
 from mmm4rec.models.transformer import TransformerSettings
-from mmm4rec.nn.augment import drop_items
+from mmm4rec.nn.augment import drop_items, exchange_items, happens
 from mmm4rec.nn.dropout import Dropout
 from mmm4rec.nn.encoder_decoder import EncoderDecoder
 from mmm4rec.nn.initialise import normal_, small_biases_
@@ -44,6 +45,8 @@ class MISSRecSettings(TransformerSettings):
     view_weight: float = Field(ge=0)
     view_drop_share: float = Field(ge=0, lt=1)
     duplicates: Duplicates = "masked"
+    word_drop_batches: float = Field(0.1, ge=0, le=1)
+    word_drop_ratio: float = Field(0.2, ge=0, le=1)
 
 
 class MISSRec(System):
@@ -55,6 +58,8 @@ class MISSRec(System):
     points: Tensor
     interests: Tensor
     clusters: Tensor
+    reads_text_dropped = True
+    lost_words: Tensor | None
 
     def __init__(self, settings: MISSRecSettings, catalogue: Catalogue, *, pretraining: bool = False) -> None:
         super().__init__(settings, catalogue, pretraining=pretraining)
@@ -83,8 +88,14 @@ class MISSRec(System):
         there = torch.ones(len(self.adaptors), catalogue.n_items, dtype=torch.bool)
         if self.has_image is not None:
             there[1] = self.has_image[1:]
-        if pretraining:
+        if pretraining and catalogue.text_dropped is None:
             log.info("no features of texts with words left out: the other view of a row always has items left out")
+        elif pretraining:
+            log.info("other views: texts with words left out in %g %% of the batches", 100 * s.word_drop_batches)
+        lost = None
+        if pretraining and s.word_drop_batches and catalogue.text is not None and catalogue.text_dropped is not None:
+            lost = catalogue.text_dropped.float() - catalogue.text.float()
+        self.register_buffer("lost_words", lost, persistent=False)  # what a text's features change by without them
         # which of all text and then all image vectors take part in the search for interests
         self.register_buffer("points", there.flatten().nonzero()[:, 0], persistent=False)
         share = s.pretrain_interest_share if pretraining else s.interest_share
@@ -100,25 +111,26 @@ class MISSRec(System):
         """What rows read, and what candidates are, row 0 for padding.
 
         Returns:
-            The sum of an item's vectors [M + 1, D]; its interests [M + 1, m] int64, 0 for none; and the vectors a and d
-            [M + 1, D] of the scores (u a + c (u d) sigmoid(fusion * u d)) / temperature. A domain of one modality has
-            no d.
+            The sum of an item's vectors [M + 1, D]; its interests [M + 1, m] int64, 0 for none; its id [M + 1]; and the
+            vectors a and d [M + 1, D] of the scores (u a + c (u d) sigmoid(fusion * u d)) / temperature. A domain of
+            one modality has no d.
         """
         parts = self.modalities(ids)
         vectors = parts[0] if len(parts) == 1 else parts[0] + parts[1]
         by_id = self.item.table(ids) if self.has_ids else None
         clusters = at_hand(self.clusters, ids)
+        known = at_hand(torch.arange(self.n_items + 1, device=vectors.device), ids)
         if by_id is not None:
             vectors = vectors + by_id
         if len(parts) == 1:
-            return vectors, clusters, unit(vectors)
+            return vectors, clusters, known, unit(vectors)
         text, image = map(unit, parts)
         if self.has_image is not None:
             image = torch.where(at_hand(self.has_image, ids)[:, None], image, text)  # then text has all the weight
         # With p = softmax(fusion * (u text, u image)), p_text u text + p_image u image is
         # u image + (u text - u image) p_text, and p_text = sigmoid(fusion * (u text - u image)).
         base = image if by_id is None else (unit(by_id) + 2 * image) / 3
-        return vectors, clusters, base, text - image
+        return vectors, clusters, known, base, text - image
 
     def modalities(self, ids: Tensor | None = None) -> list[Tensor]:
         """Vectors [M + 1, D] of each modality; the bias where an item lacks it, or zero if it is left out."""
@@ -133,7 +145,7 @@ class MISSRec(System):
 
     def scores(self, tables: Tables, users: Tensor) -> Tensor:
         """Scores [B, M] of all items at hand."""
-        return self.fused(users, *(table[1:] for table in tables[2:]))
+        return self.fused(users, *(table[1:] for table in tables[3:]))
 
     def fused(self, users: Tensor, base: Tensor, difference: Tensor | None = None) -> Tensor:
         """Scores [B, M] of the candidates whose ``base`` and ``difference`` [M, D] these are (``item_tables``)."""
@@ -199,13 +211,29 @@ class MISSRec(System):
         """Cross-entropy of each target among the batch's, of each row's other view among the batch's, penalties."""
         s = self.settings
         users, alike = self.users_and_penalties(tables, rows)
-        logits = self.fused(users, *(table[rows.targets] for table in tables[2:]))
+        logits = self.fused(users, *(table[rows.targets] for table in tables[3:]))
         logits = without_duplicates(logits, rows.targets, s.duplicates)
         loss = F.cross_entropy(logits.float(), torch.arange(len(logits), device=logits.device))
-        items, lengths = drop_items(rows.items, rows.lengths, s.view_drop_share)
-        views, views_alike = self.users_and_penalties(tables, Rows(items, lengths, rows.targets))
+        views, views_alike = self.users_and_penalties(*self.other_view(tables, rows))
         between = in_batch_cross_entropy(users / s.temperature, views, rows.targets, s.duplicates)
         return loss + s.view_weight * between + s.orthogonality * (alike.sum() + views_alike.sum())
+
+    def other_view(self, tables: Tables, rows: Rows) -> tuple[Tables, Rows]:
+        """The same rows less items or, in a share of the batches, with texts that lack words for some of their items.
+
+        Images, and the interests of an item, stay those of all its words.
+
+        Returns:
+            The view's tables, in which items by texts that lack words stand below the others, and its rows.
+        """
+        s = self.settings
+        if self.lost_words is not None and happens(s.word_drop_batches):
+            vectors, interests, ids, *_ = tables
+            fewer = vectors + F.linear(self.lost_words[ids], self.adaptors.get_parameter("text.weight"))
+            both = torch.cat([vectors, fewer]), interests.repeat(2, 1)
+            return both, replace(rows, items=exchange_items(rows.items, rows.lengths, s.word_drop_ratio, len(vectors)))
+        items, lengths = drop_items(rows.items, rows.lengths, s.view_drop_share)
+        return tables, Rows(items, lengths, rows.targets)
 
     def frozen(self) -> Iterable[str]:
         """Positions, encoder and decoder."""

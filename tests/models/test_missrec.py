@@ -8,7 +8,9 @@ from small_systems import catalogue, rows, small
 from mmm4rec.config import Config, pretrain_key, read_system
 from mmm4rec.errors import UserError
 from mmm4rec.evaluation.ranking import rank_targets
+from mmm4rec.models import missrec
 from mmm4rec.models.missrec import distinct
+from mmm4rec.nn.augment import drop_items
 from mmm4rec.training.data import load_events
 
 BATCH = rows([[3, 4, 5, 6, 7, 8], [1, 2, 3, 9, 0, 0], [11, 12, 10, 0, 0, 0]], [9, 10, 9])
@@ -231,6 +233,102 @@ def test_pretraining_loss_is_that_of_a_loop(duplicates, known, monkeypatch):
             total -= weight * F.log_softmax(logits[b, [b, *against]], 0)[0] / 3
     want = total + 0.01 * (sum(alike) + sum(views_alike))
     torch.testing.assert_close(system.pretrain_loss(tables, BATCH), want, rtol=1e-4, atol=1e-4)
+
+
+# -- texts with words left out
+
+#: where rows have items by such texts, in a draw that is held fixed
+CHOSEN = torch.tensor([[1, 0, 1, 0, 1, 0], [0, 0, 0, 1, 0, 0], [0, 1, 0, 0, 0, 0]]).bool()
+
+
+def plain_view_loss(system, known):
+    """The loss with views in which the chosen items have fewer words, row by row; images and interests are theirs."""
+    features = [getattr(known, m) for m in system.adaptors]
+    fewer = [known.text_dropped, *features[1:]]
+
+    def user(row, chosen):
+        n = sum(item > 0 for item in row)
+        items = [
+            sum(adaptor(f[i]) for adaptor, f in zip(system.adaptors.values(), fewer if c else features, strict=True))
+            for i, c in zip(row[:n], chosen, strict=False)
+        ]
+        interests = sorted(set(system.clusters[row[:n]].flatten().tolist()) - {0})
+        everywhere = torch.ones(1, len(interests), dtype=torch.bool)
+        memory = system.network.encode(system.interests[interests][None], everywhere)
+        x = system.norm(torch.stack(items) + system.position.weight[:n])
+        last = system.network.decode_last(x[None], torch.tensor([n]), memory, everywhere)
+        total = sum(memory[0])
+        return F.normalize(last[0], dim=0), total @ total / len(total)
+
+    whole, views = (
+        [user(row, chosen) for row, chosen in zip(BATCH.items.tolist(), choice.tolist(), strict=True)]
+        for choice in (torch.zeros_like(CHOSEN), CHOSEN)
+    )
+    users = torch.stack([u for u, _ in whole])
+    among = system.fused(users, *(table[BATCH.targets] for table in system.item_tables()[3:]))
+    loss = 0.0
+    for b in range(3):
+        others = [b, *(c for c in range(3) if c != b and (b, c) not in [(0, 2), (2, 0)])]
+        between = torch.stack([users[b] @ views[c][0] / 0.07 for c in others])
+        for logits, weight in ((among[b, others], 1.0), (between, 0.5)):
+            loss -= weight * F.log_softmax(logits, 0)[0] / 3
+    return loss + 0.01 * sum(alike for _, alike in whole + views)
+
+
+@pytest.mark.parametrize("lacks", [{}, {"image": None}])
+def test_views_of_texts_that_lack_words_equal_a_plain_loop_with_its_gradients(monkeypatch, lacks):
+    known = replace(catalogue(fewer_words=True), **lacks)
+    weights = {"orthogonality": 0.01, "view_weight": 0.5, "word_drop_batches": 1.0}
+    system = system_with_interests(known=known, pretraining=True, **weights)
+    monkeypatch.setattr(missrec, "exchange_items", lambda items, _lengths, _share, shift: items + shift * CHOSEN)
+    results = []
+    for loss in (system.pretrain_loss(system.item_tables(), BATCH), plain_view_loss(system, known)):
+        system.zero_grad()
+        loss.backward()
+        results.append((loss.detach(), {name: p.grad.clone() for name, p in system.named_parameters()}))
+    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-5)
+    assert results[0][1]["adaptors.text.weight"].any()
+
+
+def test_a_share_of_the_batches_has_views_of_such_texts():
+    system = small("missrec", catalogue(fewer_words=True), pretraining=True)
+    tables, long = system.item_tables(), rows([[4, 5, 6, 7, 8, 9]] * 100)
+    torch.manual_seed(0)
+    views = [system.other_view(tables, long) for _ in range(1000)]
+    words = [view.items for (vectors, *_), view in views if len(vectors) == 2 * 13]
+    assert abs(len(words) / 1000 - 0.1) < 0.03
+    assert abs((torch.stack(words) > 12).float().mean() - 0.2) < 0.01
+
+
+def test_without_such_texts_the_same_is_drawn_and_computed_as_if_there_never_were_any():
+    """To the last bit: finished runs stand on it."""
+    system = small("missrec", pretraining=True, perturbed=0.3).train()
+    torch.manual_seed(4)
+    system.start_epoch(1)
+    tables = system.item_tables()
+    torch.manual_seed(5)
+    loss, following = system.pretrain_loss(tables, BATCH), torch.rand(3)
+    torch.manual_seed(5)
+    users, alike = system.users_and_penalties(tables, BATCH)
+    items, lengths = drop_items(BATCH.items, BATCH.lengths, 0.2)
+    views, views_alike = system.users_and_penalties(tables, type(BATCH)(items, lengths, BATCH.targets))
+    logits = system.fused(users, *(table[BATCH.targets] for table in tables[3:]))
+    logits = missrec.without_duplicates(logits, BATCH.targets, "masked")
+    want = F.cross_entropy(logits, torch.arange(3))
+    want = want + 1e-3 * missrec.in_batch_cross_entropy(users / 0.07, views, BATCH.targets)
+    assert torch.equal(loss, want + 1e-4 * (alike.sum() + views_alike.sum()))
+    assert torch.equal(following, torch.rand(3))
+
+
+def test_it_says_whether_words_are_left_out(caplog):
+    with caplog.at_level("INFO"):
+        small("missrec", pretraining=True)
+        small("missrec", catalogue(fewer_words=True))
+        small("missrec", catalogue(fewer_words=True), pretraining=True, word_drop_batches=0.25)
+    assert [r.message for r in caplog.records if "words left out" in r.message] == [
+        "no features of texts with words left out: the other view of a row always has items left out",
+        "other views: texts with words left out in 25 % of the batches",
+    ]
 
 
 # -- transfer

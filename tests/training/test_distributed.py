@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from prepared_domain import write_domain
-from train_together import SYSTEMS, WITHOUT_DROPOUT, trained
+from train_together import FEWER_WORDS, SYSTEMS, WITHOUT_DROPOUT, trained
 
 from mmm4rec.config import Config, finetune_settings, pretrain_settings
 from mmm4rec.errors import UserError
@@ -62,6 +62,18 @@ def test_two_processes_train_what_one_does(together, key):
     assert first[key]["losses"] == pytest.approx(alone["losses"], rel=1e-5)
     assert_close(first[key]["weights"], alone["weights"], rtol=1e-4, atol=1e-5)
     assert_close(second[key]["weights"], first[key]["weights"], rtol=0, atol=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("key", ["unisrec", "missrec"])
+def test_which_batches_have_texts_with_words_left_out_is_drawn_alike(together, key):
+    domain, first, second = together
+    alone = trained(domain, key, **WITHOUT_DROPOUT[key], **FEWER_WORDS)
+    here, there = (result[f"{key}, fewer words"] for result in (first, second))
+    assert here["losses"] == pytest.approx(alone["losses"], rel=1e-5)
+    assert here["losses"] != pytest.approx(first[key]["losses"], rel=1e-5)
+    assert_close(here["weights"], alone["weights"], rtol=1e-4, atol=1e-5)
+    assert_close(there["weights"], here["weights"], rtol=0, atol=0)
 
 
 @pytest.mark.slow

@@ -19,6 +19,7 @@ from mmm4rec.errors import UserError
 from mmm4rec.evaluation.metrics import summarise
 from mmm4rec.features.store import write_features
 from mmm4rec.recommend import recommend, recommend_all, write
+from mmm4rec.training.data import load_catalogue, load_events
 from mmm4rec.training.finetune import finetune
 from mmm4rec.training.pretrain import pretrain
 from mmm4rec.training.run import load_pretrained, read_weights
@@ -45,15 +46,15 @@ def sequences(seed, users=30, items=12):
     return [[int((s + k) % items) + 1 for k in range(n)] for s, n in generator.integers([0, 3], [items, 8], (users, 2))]
 
 
-def features(path: Path, domain: Path, width=8, seed=0) -> Path:
+def features(path: Path, domain: Path, width=8, seed=0, *, fewer_words=False) -> Path:
     items = pq.read_table(domain / "items.parquet")
     n = items.num_rows
     generator = np.random.default_rng(seed)
     text, image = (generator.normal(size=(n, width)).astype(np.float16) for _ in range(2))
     has_image = np.arange(n) % 3 > 0
-    write_features(
-        path, items["item_id"].to_numpy(), items["item"].to_pylist(), text, np.ones(n, bool), image, has_image, {}
-    )
+    ids, names, there = items["item_id"].to_numpy(), items["item"].to_pylist(), np.ones(n, bool)
+    dropped = np.where(np.arange(n)[:, None] % 3 > 0, text / 2, text).astype(np.float32) if fewer_words else None
+    write_features(path, ids, names, text, there, image, has_image, {}, dropped)
     return path
 
 
@@ -151,6 +152,43 @@ def test_what_stays_as_pretrained_learns_from_scratch(make_domain, shop, tmp_pat
     metrics = json.loads((tmp_path / "scratch" / "metrics.json").read_text())
     permutation = scratch["permutation"].numel() if key == "vqrec" else 0
     assert metrics["parameters"] - metrics["trained_parameters"] == permutation
+
+
+def test_texts_with_words_left_out_are_taken_where_a_source_has_them(config, make_domain, tmp_path):
+    """Items of another source, and those without one, keep the vector of their whole text."""
+    domains = [make_domain(sequences(seed, items=9), name=f"source_{seed}") for seed in (1, 2)]
+    plain = [features(tmp_path / f"{k}.parquet", domain, seed=k) for k, domain in enumerate(domains)]
+    given = [plain[0], features(tmp_path / "fewer.parquet", domains[1], seed=1, fewer_words=True)]
+    events = load_events(domains)
+    known = load_catalogue(events, given, ["ids", "text"], "zero", text_dropped=True)
+    assert known.text_dropped.dtype == torch.float32
+    changed = [10 + i for i in range(9) if i % 3]
+    assert (known.text_dropped != known.text).any(1).nonzero()[:, 0].tolist() == changed
+    torch.testing.assert_close(known.text_dropped[changed], known.text[changed].float() / 2)
+    assert load_catalogue(events, given, ["ids", "text"], "zero").text_dropped is None
+    assert load_catalogue(events, plain, ["ids", "text"], "zero", text_dropped=True).text_dropped is None
+
+    settings = pretrain_settings(config, "unisrec")
+    settings["settings"] |= {"hidden_size": 16, "inner_size": 16, "experts": 2, "max_length": 6}
+    weights = []
+    for share, files in ((0.0, given), (1.0, given), (1.0, plain)):
+        settings["settings"]["word_drop_batches"] = share
+        pretrain(settings, domains, files, tmp_path / "pre")
+        weights.append(read_weights(tmp_path / "pre")["position.weight"])
+        kept = json.loads((tmp_path / "pre" / "config.json").read_text())["features"]
+        assert kept.get("text_dropped") == (0.3333 if files is given else None)
+    assert not torch.equal(weights[0], weights[1])
+    assert torch.equal(weights[0], weights[2])  # without any, items are left out always
+
+
+def test_no_other_system_reads_them(config, make_domain, tmp_path, monkeypatch):
+    other = make_domain(sequences(1, items=9), name="other")
+    given = features(tmp_path / "f.parquet", other, fewer_words=True)
+    asked, read = [], pq.read_table
+    monkeypatch.setattr(pq, "read_table", lambda p, columns=None: asked.append(columns) or read(p, columns=columns))
+    pretrain(pretrain_settings(config, "mmm4rec"), [other], [given], tmp_path / "pre")
+    assert not any("text_dropped" in columns for columns in asked)
+    assert "text_dropped" not in json.loads((tmp_path / "pre" / "config.json").read_text())["features"]
 
 
 # ------------------------------------------------------------------------------------------------ in-domain stage

@@ -63,6 +63,23 @@ def test_batches_encoded_together_have_the_losses_and_gradients_of_each_alone(ev
         torch.testing.assert_close(gradients, results[0][1], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("key", ["unisrec", "missrec"])
+def test_vectors_that_a_loss_makes_itself_get_their_gradients(events, key):
+    """Of texts with words left out, beside the tables, whose gradients are gathered and go back apart."""
+    known, share = catalogue(events.n_items, fewer_words=True), {"word_drop_batches": 1.0, "word_drop_ratio": 1.0}
+    system = small(key, known, pretraining=True, perturbed=0.1, **share).eval()
+    system.start_epoch(1)
+    batch = events.all_rows()[::5]
+    total, gradients = step(system, events, "pretrain", [batch])
+    gathered = {name: g.clone() for name, g in gradients.items() if g is not None}
+    system.zero_grad()
+    loss = system.pretrain_loss(system.item_tables(), events.batch(batch, 6))
+    loss.backward()
+    torch.testing.assert_close(total.float(), loss.detach() * len(batch))
+    direct = {name: p.grad for name, p in system.named_parameters() if p.grad is not None}
+    torch.testing.assert_close(gathered, direct, rtol=1e-4, atol=1e-5)
+
+
 def test_as_many_batches_go_together_as_their_positions_allow(events):
     rows = events.all_rows()
     batches = [rows[:4], rows[4:8], rows[8:12], rows[12:15]]

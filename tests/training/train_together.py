@@ -21,16 +21,18 @@ WITHOUT_DROPOUT = {
     "unisrec": {"dropout": 0.0, "adaptor_dropout": 0.0},
     **{key: {"dropout": 0.0} for key in ("mmm4rec", "missrec", "vqrec", "zesrec")},
 }
+#: of which the augmented rows are, batch by batch, of one kind or the other
+FEWER_WORDS = {"fewer_words": True, "word_drop_batches": 0.5, "word_drop_ratio": 0.5}
 
 
-def trained(domain, key, state=None, *, epochs=2, batch_size=16, optimizer="adam", **settings):
+def trained(domain, key, state=None, *, epochs=2, batch_size=16, optimizer="adam", fewer_words=False, **settings):
     """Losses and weights of a small pre-training.
 
     SGD stands for Adam, which makes whole steps of mere rounding where a gradient should be 0 (biases of keys).
     """
     events = load_events([domain])
     torch.manual_seed(7)
-    system = small(key, catalogue(events.n_items), pretraining=True, perturbed=0.1, **settings)
+    system = small(key, catalogue(events.n_items, fewer_words=fewer_words), pretraining=True, perturbed=0.1, **settings)
     stage = StageSettings(
         optimizer=optimizer, learning_rate=0.03, batch_size=batch_size, accumulate=2, epochs=epochs, max_grad_norm=2.5
     )
@@ -45,6 +47,8 @@ def main(folder: Path) -> None:
     with process_group(torch.device("cpu"), "mmm4rec"):
         rank = torch.distributed.get_rank()
         results = {key: trained(domain, key, **WITHOUT_DROPOUT[key]) for key in SYSTEMS}
+        for key in ("unisrec", "missrec"):
+            results[f"{key}, fewer words"] = trained(domain, key, **WITHOUT_DROPOUT[key], **FEWER_WORDS)
         results["lone row"] = trained(domain, "zesrec", batch_size=4, dropout=0.0)
         # dropout: drawn apart in the shares, though rows, noise and weights stay those of all
         results["dropout"] = trained(domain, "unisrec", epochs=3, optimizer="nadam")
