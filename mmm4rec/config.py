@@ -281,7 +281,9 @@ class SystemFile(Strict):
     base: str | None = Field(None, description="system whose settings these ones change")
     name: str = Field(description="as the paper prints it")
     version: int = Field(1, description="raised by hand when the system's results change")
-    reads: list[Literal["ids", "text", "image", "time"]]
+    reads: list[Literal["ids", "text", "image", "time", "attributes"]] = Field(
+        description="what an item or event is known by; `attributes`: the item's brand and categories"
+    )
     tables: list[int] = Field(description="the paper's tables this system stands in")
     model: str = Field(description="key of the class in mmm4rec.models")
     one_device: bool = Field(

@@ -149,7 +149,7 @@ def _load(run: Path) -> Trained:
     items = pl.Series(pq.read_table(path, columns=["item"])["item"].to_pylist(), dtype=pl.String)
     events = load_events([path.parent])
     catalogue = load_catalogue(
-        events, [Path(features)] if features else [], settings["reads"], settings["missing_image"]
+        events, [path.parent], [Path(features)] if features else [], settings["reads"], settings["missing_image"]
     )
     system = build(settings["model"], settings["settings"], catalogue).eval()
     system.load_state_dict(read_weights(run))

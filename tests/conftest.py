@@ -26,7 +26,7 @@ def one_thread():
 def make_domain(tmp_path: Path) -> Callable[..., Path]:
     """Writes prepared domains below the test's folder."""
 
-    def make(sequences, times=None, name="domain"):
-        return write_domain(tmp_path / name, sequences, times)
+    def make(sequences, times=None, name="domain", **about_items):
+        return write_domain(tmp_path / name, sequences, times, **about_items)
 
     return make

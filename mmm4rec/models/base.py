@@ -38,6 +38,8 @@ class Catalogue:
         has_time: whether any event of the domain has a timestamp.
         all_timed: whether every event has one.
         popularity: [N + 1] training events an item.
+        attributes: [N + 1, C] int64, the numbers of each item's brand and categories, 1..A, each once, 0 pads; None if
+            the system does not read them or no item has any.
         missing_image: policy for items without an image: ``zero``, ``mask`` or ``white`` (features are filled already).
         text_dropped: [N + 1, F_text] features of texts with words left out, those of the whole text for items without;
             None where no domain has any, and for all but the pre-training of systems that ask for them.
@@ -51,6 +53,7 @@ class Catalogue:
     has_time: bool = False
     all_timed: bool = False
     popularity: Tensor | None = None
+    attributes: Tensor | None = None
     missing_image: str = "zero"
     text_dropped: Tensor | None = None
 

@@ -183,12 +183,19 @@ def _read_domain(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.nda
 
 
 def load_catalogue(
-    events: Events, features: Sequence[Path], reads: Sequence[str], missing_image: str, *, text_dropped: bool = False
+    events: Events,
+    domains: Sequence[Path],
+    features: Sequence[Path],
+    reads: Sequence[str],
+    missing_image: str,
+    *,
+    text_dropped: bool = False,
 ) -> Catalogue:
-    """What a system may know before training: features it reads, popularity, whether there are times.
+    """What a system may know before training: features and attributes it reads, popularity, whether there are times.
 
     Args:
         events: of the domains.
+        domains: the prepared domains.
         features: their features, in the same order.
         reads: what the system reads.
         missing_image: policy for items without an image.
@@ -202,6 +209,7 @@ def load_catalogue(
         has_time=events.timed is not None,
         all_timed=events.timed is not None and bool(events.timed.all()),
         popularity=events.popularity(),
+        attributes=read_attributes(domains) if "attributes" in reads else None,
         missing_image=missing_image,
     )
     if not {"text", "image"} & set(reads):
@@ -222,6 +230,29 @@ def load_catalogue(
         whole_or_not = [(p.text if p.text_dropped is None else p.text_dropped, p.has_text) for p in parts]
         dropped, _ = _stack(whole_or_not, features)
     return replace(known, text=text, image=image, has_text=has_text, has_image=has_image, text_dropped=dropped)
+
+
+def read_attributes(domains: Sequence[Path]) -> Tensor | None:
+    """Brand and categories of every item, as numbers 1..A in the order in which the items have them.
+
+    A brand and a category of the same name are two attributes; the same one in two domains is one.
+
+    Returns:
+        [N + 1, C] int64, each attribute of an item once, 0 pads; None if no item has any.
+    """
+    numbers: dict[tuple[str, str], int] = {}
+    rows: list[list[int]] = [[]]  # of the padding
+    for path in domains:
+        file = path / "items.parquet"
+        there = set(pq.read_schema(file).names)
+        for item in pq.read_table(file, columns=["item_id", *sorted(there & {"brand", "categories"})]).to_pylist():
+            names = [("brand", item.get("brand")), *(("category", name) for name in item.get("categories") or [])]
+            named = dict.fromkeys((kind, name) for kind, name in names if name)
+            rows.append([numbers.setdefault(name, len(numbers) + 1) for name in named])
+    if not numbers:
+        return None
+    width = max(map(len, rows))
+    return torch.tensor([row + [0] * (width - len(row)) for row in rows])
 
 
 def _stack(columns: list[tuple[np.ndarray | None, np.ndarray]], paths: Sequence[Path]) -> tuple[Tensor | None, Tensor]:

@@ -64,7 +64,7 @@ def finetune(
     made_with = run_environment(settings, where)
     events = load_events([domain])
     reads = settings["reads"]
-    catalogue = load_catalogue(events, [features] if features else [], reads, settings["missing_image"])
+    catalogue = load_catalogue(events, [domain], [features] if features else [], reads, settings["missing_image"])
     described = describe(catalogue, [features]) if features else None
     system = build(settings["model"], settings["settings"], catalogue)
     if pretrained:

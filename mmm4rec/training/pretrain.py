@@ -50,6 +50,7 @@ def pretrain(
         events = load_events(domains)
         catalogue = load_catalogue(
             events,
+            domains,
             features,
             settings["reads"],
             settings["missing_image"],

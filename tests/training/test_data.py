@@ -1,11 +1,12 @@
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mmm4rec.errors import UserError
-from mmm4rec.training.data import Events, load_events
+from mmm4rec.training.data import Events, load_catalogue, load_events, read_attributes
 
 DAY = 86_400
 
@@ -97,6 +98,35 @@ def test_merged_domains_share_neither_users_nor_items(make_domain):
     assert events.users.tolist() == [1, 2, 3, 4]
     assert events.offsets.tolist() == [0, 3, 5, 7, 10]
     assert events.timed.tolist() == [False] * 5 + [True] * 5
+
+
+BRANDS = ["Bic", None, "Pens", "Bic", None, None]
+CATEGORIES = [["Office", "Pens"], ["Pens", "Office", "Pens"], None, [], [], None]
+
+
+def test_attributes_are_brands_and_categories(make_domain):
+    domain = make_domain([[1, 2, 3, 4, 5, 6]], brands=BRANDS, categories=CATEGORIES)
+    # 1: the brand Bic, 2: Office, 3: the category Pens, 4: the brand Pens
+    rows = [[0, 0, 0], [1, 2, 3], [3, 2, 0], [4, 0, 0], [1, 0, 0], [0, 0, 0], [0, 0, 0]]
+    assert read_attributes([domain]).tolist() == rows
+    other = make_domain([[1, 2]], name="other", brands=["Uni", "Bic"], categories=[["Pens"], None])
+    assert read_attributes([domain, other]).tolist() == [*rows, [5, 3, 0], [1, 0, 0]]
+
+
+def test_a_domain_without_brands_and_categories_has_no_attributes(make_domain):
+    domain = make_domain([[1, 2]], categories=[[], None])
+    assert read_attributes([domain]) is None
+    items = pq.read_table(domain / "items.parquet").select(["item_id", "item"])
+    pq.write_table(items, domain / "items.parquet")
+    assert read_attributes([domain]) is None
+
+
+def test_attributes_are_read_by_those_who_ask_for_them(make_domain, monkeypatch):
+    domain = make_domain([[1, 2, 3, 4, 5, 6]], brands=BRANDS, categories=CATEGORIES)
+    events = load_events([domain])
+    assert load_catalogue(events, [domain], [], ["ids", "attributes"], "zero").attributes.shape == (7, 3)
+    monkeypatch.setattr("mmm4rec.training.data.read_attributes", lambda _: pytest.fail("read for nothing"))
+    assert load_catalogue(events, [domain], [], ["ids", "time"], "zero").attributes is None
 
 
 def test_not_a_domain(tmp_path):

@@ -160,13 +160,13 @@ def test_texts_with_words_left_out_are_taken_where_a_source_has_them(config, mak
     plain = [features(tmp_path / f"{k}.parquet", domain, seed=k) for k, domain in enumerate(domains)]
     given = [plain[0], features(tmp_path / "fewer.parquet", domains[1], seed=1, fewer_words=True)]
     events = load_events(domains)
-    known = load_catalogue(events, given, ["ids", "text"], "zero", text_dropped=True)
+    known = load_catalogue(events, domains, given, ["ids", "text"], "zero", text_dropped=True)
     assert known.text_dropped.dtype == torch.float32
     changed = [10 + i for i in range(9) if i % 3]
     assert (known.text_dropped != known.text).any(1).nonzero()[:, 0].tolist() == changed
     torch.testing.assert_close(known.text_dropped[changed], known.text[changed].float() / 2)
-    assert load_catalogue(events, given, ["ids", "text"], "zero").text_dropped is None
-    assert load_catalogue(events, plain, ["ids", "text"], "zero", text_dropped=True).text_dropped is None
+    assert load_catalogue(events, domains, given, ["ids", "text"], "zero").text_dropped is None
+    assert load_catalogue(events, domains, plain, ["ids", "text"], "zero", text_dropped=True).text_dropped is None
 
     settings = pretrain_settings(config, "unisrec")
     settings["settings"] |= {"hidden_size": 16, "inner_size": 16, "experts": 2, "max_length": 6}
