@@ -31,11 +31,18 @@ N_ITEMS = 12
 LEARNING = [key for key in system_keys() if read_system(key).finetune]
 
 
-def catalogue(n_items: int = N_ITEMS, *, times: bool = True, seed: int = 0, fewer_words: bool = False) -> Catalogue:
+def catalogue(
+    n_items: int = N_ITEMS, *, times: bool = True, seed: int = 0, fewer_words: bool = False, metadata: bool = False
+) -> Catalogue:
     """A catalogue with everything; the last item lacks text, the last two lack an image.
 
-    With ``fewer_words`` it has features of texts with words left out too, of all but the first three items.
+    With ``fewer_words`` it has features of texts with words left out too, of all but the first three items. With
+    ``metadata`` it has 9 attributes: an item a brand (1 to 3), a category that all share (4) and, every other item, one
+    more (5 to 9); the last item lacks them all.
     """
+    number = torch.arange(n_items + 1)
+    attributes = torch.stack([1 + number % 3, torch.full_like(number, 4), (5 + number % 5) * (number % 2)], dim=1)
+    attributes[[0, -1]] = 0
     draw = torch.Generator().manual_seed(seed)
     has_text = torch.ones(n_items + 1, dtype=torch.bool)
     has_image = has_text.clone()
@@ -54,6 +61,7 @@ def catalogue(n_items: int = N_ITEMS, *, times: bool = True, seed: int = 0, fewe
         all_timed=times,
         popularity=torch.arange(n_items + 1),
         text_dropped=text + lost if fewer_words else None,
+        attributes=attributes if metadata else None,
     )
 
 

@@ -1,10 +1,11 @@
 """S3-Rec: self-supervised learning by mutual information before sequential recommendation (Zhou et al., CIKM 2020).
 
 A first stage on the target's training rows, encoded in both directions, with four objectives that tie items, their
-attributes, rows and segments of rows to each other; then SASRec with what was learned. Known of an item is its text
-alone, so that every item is its own one attribute, described by its text, as in UniSRec's comparisons.
+attributes, rows and segments of rows to each other; then SASRec with what was learned. Attributes are brands and
+categories; in a domain without any, every item is its own one attribute, described by its text, as in UniSRec's
+comparisons.
 
-Shapes: B rows, L positions, N items, A attributes with a description, K of them drawn for a step, D width; P real
+Shapes: B rows, L positions, N items, A attributes, of which an item has up to C and a step draws K, D width; P real
 positions of a batch or of a part of it.
 """
 
@@ -19,8 +20,9 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from mmm4rec.errors import UserError
 from mmm4rec.models.base import Catalogue, Rows, Tables, by_length
-from mmm4rec.models.items import IdVectors, TextVectors
+from mmm4rec.models.items import IdVectors, TextVectors, at_hand
 from mmm4rec.models.transformer import TransformerSettings, TransformerSystem
 from mmm4rec.nn.initialise import normal_
 from mmm4rec.nn.negatives import unseen
@@ -32,6 +34,8 @@ class S3RecSettings(TransformerSettings):
     """Sizes, and the weights of the first stage's objectives."""
 
     mask_ratio: float = Field(gt=0, lt=1)
+    #: runs that do not say were made with text
+    attribute_source: Literal["metadata", "text"] = "text"
     attributes: int = Field(ge=1)
     aap_weight: float = Field(ge=0)
     mip_weight: float = Field(ge=0)
@@ -40,29 +44,73 @@ class S3RecSettings(TransformerSettings):
     defects: list[Literal["noise_features", "misaligned_labels", "shifted_positions"]] = Field([])
 
 
-class FirstStage(nn.Module):
-    """What the first stage learns beside the encoder, and fine-tuning has no use for."""
+class LearnedAttributes(nn.Embedding):
+    """A learned vector an attribute; that for none is zero."""
 
+    def __init__(self, n_attributes: int, width: int) -> None:
+        super().__init__(n_attributes + 1, width, padding_idx=0)
+
+    def table(self, ids: Tensor) -> Tensor:
+        """f_a [M + 1, D] of ``ids`` [M], behind a row for no attribute."""
+        return at_hand(self.weight, ids)
+
+
+class TextAttributes(TextVectors):
+    """f_a = ReLU(W t + b) of the text t of the item that attribute a is."""
+
+    def table(self, ids: Tensor | None = None) -> Tensor:
+        """f_a [M + 1, D] of ``ids`` [M], behind a row for no attribute."""
+        return F.relu(super().table(ids))
+
+
+class FirstStage(nn.Module):
+    """What the first stage learns beside the encoder, and fine-tuning has no use for.
+
+    Attributes:
+        has: [N + 1, C] int64, the attributes of each item, 0 pads.
+        described: [N + 1] bool, items of which attributes are known; AAP and MAP leave the others out.
+        known: [A] int64, the attributes.
+        largest: of the numbers in ``has``.
+    """
+
+    has: Tensor
     described: Tensor
+    known: Tensor
+    largest: int
 
     def __init__(self, settings: S3RecSettings, catalogue: Catalogue) -> None:
         super().__init__()
         width = settings.hidden_size
         self.mask = nn.Parameter(0.02 * torch.randn(width))
-        self.attribute = TextVectors(catalogue, width)
+        self.attribute: LearnedAttributes | TextAttributes
+        has = catalogue.attributes if settings.attribute_source == "metadata" else None
+        if has is None:
+            self.attribute = TextAttributes(catalogue, width)
+            described = self.attribute.text.any(dim=1)
+            known = described.nonzero()[:, 0]
+            has = torch.arange(len(described), device=described.device)[:, None]
+            log.info("brands and categories are no attributes here: each item's text vector is the one that it has")
+        else:
+            described = has.any(dim=1)
+            known = torch.arange(1, int(has.max()) + 1, device=has.device)
+            self.attribute = LearnedAttributes(len(known), width)
+            log.info("attributes: %d brands and categories, of %d items", len(known), int(described.sum()))
+        self.largest = int(has.max())
         self.aap = nn.Linear(width, width)
         self.mip = nn.Linear(width, width)
         self.map = nn.Linear(width, width)
         self.sp = nn.Linear(width, width)
         self.apply(normal_)
-        self.register_buffer("described", self.attribute.text.any(dim=1), persistent=False)
-        log.info("brands and categories are no attributes here: each item's text vector is the one that it has")
-        if "noise_features" in settings.defects:  # persistent: the weights mean nothing without it
+        for name, buffer in (("has", has), ("described", described), ("known", known)):
+            self.register_buffer(name, buffer, persistent=False)
+        if "noise_features" in settings.defects:
+            if not isinstance(self.attribute, TextAttributes):
+                raise UserError(
+                    "S3-Rec: `noise_features` is about texts, and the attributes here are brands and categories; set "
+                    "`attribute_source: text` with it"
+                )
+            # persistent: the weights mean nothing without it
             self.attribute.register_buffer("text", 0.02 * torch.randn_like(self.attribute.text))
-
-    def vectors(self, ids: Tensor) -> Tensor:
-        """f_a = ReLU(W text_a + b) [M + 1, D] of ``ids`` [M], behind a row for no attribute."""
-        return F.relu(self.attribute.table(ids))
 
 
 @dataclass(frozen=True)
@@ -71,9 +119,9 @@ class Attributes:
 
     Attributes:
         vectors: [K + M + 1, D], f_a.
-        row: [N + 1] int64, where an attribute stands in ``vectors``.
-        drawn: [K] int64, ids of those that every position is held against.
-        is_drawn: [N + 1] bool.
+        row: [largest + 1] int64, where an attribute stands in ``vectors``.
+        drawn: [K] int64, those that every position is held against.
+        is_drawn: [largest + 1] bool.
         scale: A / K, so that sums over the drawn ones estimate sums over all.
     """
 
@@ -156,15 +204,16 @@ class S3Rec(TransformerSystem):
 
     def _attributes(self, events: Tensor) -> Attributes:
         """Draw attributes for a step, and compute them and those of the batch's items."""
-        described = self.first_stage.described.nonzero()[:, 0]
-        order = torch.randperm(len(described), device=events.device)
-        drawn = described[order[: self.settings.attributes]]
-        ids = torch.cat([drawn, events]).unique()
-        row = events.new_zeros(self.n_items + 1)
+        stage = self.first_stage
+        order = torch.randperm(len(stage.known), device=events.device)
+        drawn = stage.known[order[: self.settings.attributes]]
+        own = stage.has[events]
+        ids = torch.cat([drawn, own[own > 0]]).unique()
+        row = events.new_zeros(stage.largest + 1)
         row[ids] = torch.arange(1, len(ids) + 1, device=events.device)
-        is_drawn = torch.zeros(self.n_items + 1, dtype=torch.bool, device=events.device)
+        is_drawn = torch.zeros_like(row, dtype=torch.bool)
         is_drawn[drawn] = True
-        return Attributes(self.first_stage.vectors(ids), row, drawn, is_drawn, len(described) / max(1, len(drawn)))
+        return Attributes(stage.attribute.table(ids), row, drawn, is_drawn, len(stage.known) / max(1, len(drawn)))
 
     def _objectives(self, table: Tensor, events: Tensor, attributes: Attributes, rows: Rows) -> Tensor:
         """The four objectives of each row, weighted and summed, [B]."""
@@ -178,8 +227,9 @@ class S3Rec(TransformerSystem):
 
         label = self._labels(rows)[real]
         asked = torch.where(masked[:, None], stage.map(states), stage.aap(states))
+        # that nothing is known of an item does not tell that it has no attribute
         weight = torch.where(masked, s.map_weight, s.aap_weight) * (stage.described[label] | (label == 0))
-        attribute_loss = weight * attribute_prediction(asked, label, attributes)
+        attribute_loss = weight * attribute_prediction(asked, stage.has[label], attributes)
 
         asked = stage.mip(states[masked])
         own, other = (table[x[real][masked]] for x in (items, draws.negatives))
@@ -190,7 +240,7 @@ class S3Rec(TransformerSystem):
         return segment_loss.index_add(0, row, attribute_loss).index_add(0, row[masked], item_loss)
 
     def _labels(self, rows: Rows) -> Tensor:
-        """The attribute to be told at each position [B, L], its item's; 0 is none.
+        """The item whose attributes are to be told at each position [B, L], the one that stands there; 0 is none.
 
         With the defect ``misaligned_labels`` the items are taken as they stand from the left, and the states as they
         stand in a row that is padded on the left up to max_length.
@@ -229,20 +279,24 @@ def left_padded(rows: Rows, max_length: int) -> Tensor:
     return torch.arange(rows.items.shape[1], device=rows.items.device) + (max_length - rows.lengths)[:, None]
 
 
-def attribute_prediction(asked: Tensor, label: Tensor, attributes: Attributes) -> Tensor:
+def attribute_prediction(asked: Tensor, has: Tensor, attributes: Attributes) -> Tensor:
     """Binary cross-entropy of each attribute at each position, summed over attributes (AAP and MAP), [P].
 
-    Only the position's own attribute and the drawn ones are computed; the sum over the drawn ones is scaled up to all.
+    Only the position's own attributes and the drawn ones are computed; the sum over those drawn that are not its own is
+    scaled up to all such. Q are the pairs of a position and an attribute of its own.
 
     Args:
         asked: [P, D], W s_t.
-        label: [P] int64, the attribute that holds; 0: none does.
+        has: [P, C] int64, the attributes that hold, 0 pads.
         attributes: of the step.
     """
     logits = asked @ attributes.vectors[attributes.row[attributes.drawn]].T
-    own = (asked * attributes.vectors[attributes.row[label]]).sum(-1).float()
-    others = F.softplus(logits.float()).sum(-1) - F.softplus(own) * attributes.is_drawn[label]
-    return attributes.scale * others + F.softplus(-own) * (label > 0)
+    position, column = has.nonzero(as_tuple=True)  # [Q]
+    attribute = has[position, column]
+    own = (asked[position] * attributes.vectors[attributes.row[attribute]]).sum(-1).float()
+    others = F.softplus(logits.float()).sum(-1)
+    others = others.index_add(0, position, -F.softplus(own) * attributes.is_drawn[attribute])
+    return (attributes.scale * others).index_add(0, position, F.softplus(-own))
 
 
 def contrast(asked: Tensor, own: Tensor, other: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ import pytest
 from invented_rates import rate
 from rich.console import Console
 
-from mmm4rec.config import finetune_settings, parse_config, pretrain_settings
+from mmm4rec.config import finetune_settings, parse_config, pretrain_settings, read_system
 from mmm4rec.errors import UserError
 from mmm4rec.io import write_json
 from mmm4rec.planning import show
@@ -35,7 +35,8 @@ EVEN = {
 
 def even(system, stage="finetune", device="cpu, 1 thread", items=(1, 2), **values):
     """Rates at two sizes, which are the same."""
-    return [rate(n, system=system, stage=stage, device=device, version=1, **EVEN | values) for n in items]
+    version = read_system(system).version
+    return [rate(n, system=system, stage=stage, device=device, version=version, **EVEN | values) for n in items]
 
 
 @pytest.fixture

@@ -312,6 +312,22 @@ def test_recommendations_in_the_users_own_ids(config, shop, tmp_path):
         recommend(tmp_path / "run", ["item-1"], 5)
 
 
+@pytest.mark.parametrize("brands", [None, [f"brand {i % 3}" for i in range(12)]])
+def test_a_run_of_s3rec_is_read_again(config, make_domain, tmp_path, caplog, brands):
+    """With brands as attributes, and with texts where there are no brands."""
+    shop = make_domain(sequences(0), brands=brands, categories=[["all"] if brands else None] * 12)
+    given = features(tmp_path / "shop.parquet", shop)
+    small = {"hidden_size": 16, "inner_size": 16, "max_length": 6}
+    config = config.model_copy(update={"indomain": config.finetune, "settings": {"s3rec": small}})
+    with caplog.at_level(logging.INFO):
+        finetune(finetune_settings(config, "s3rec", "shop", 1), shop, given, None, tmp_path / "run")
+    said = "attributes: 4 brands and categories, of 12 items" if brands else "brands and categories are no attributes"
+    assert said in caplog.text
+    attribute = read_weights(tmp_path / "run")["first_stage.attribute.weight"]
+    assert attribute.shape == ((1 + 4, 16) if brands else (16, 8))
+    assert len(recommend(tmp_path / "run", ["item-1", "item-2"], 5)) == 5
+
+
 def test_recommendations_of_a_time_aware_system(config, make_domain, tmp_path):
     rows = sequences(0)
     shop = make_domain(rows, [[86_400 * k * k for k in range(len(r))] for r in rows], name="timed")
