@@ -445,16 +445,18 @@ def recommend(
     k: Annotated[int, typer.Option("-k", min=1, help="how many items")] = 10,
     times: Annotated[str | None, typer.Option(help="unix seconds of the history, separated by commas")] = None,
     histories: Annotated[Path | None, typer.Option(help="instead: a file of events, as own interactions")] = None,
-    out: Annotated[Path | None, typer.Option(help="what comes of it: .parquet, .csv or .tsv")] = None,
+    out: Annotated[Path | None, typer.Option(help="user_id, rank, item_id, score: .parquet, .csv or .tsv")] = None,
 ) -> None:
     """Print the k best next items after a history, best first, with their scores; or write those of many users."""
+    from mmm4rec.recommend import ENDINGS, recommend_all, write
     from mmm4rec.recommend import recommend as best
-    from mmm4rec.recommend import recommend_all, write
 
     if bool(history) == bool(histories) or bool(histories) != bool(out) or (histories and times):
         raise UserError("give either --history, and --times if you like, or --histories and --out")
     if histories and out:
-        write(out, lambda: recommend_all(run, histories, k))
+        if out.suffix not in ENDINGS:
+            raise UserError(f"{out}: expected a file that ends in {', '.join(ENDINGS)}")
+        write(out, recommend_all(run, histories, k))
         check(run)
         return
     try:

@@ -454,7 +454,7 @@ def resolve_system(config: Config, key: str) -> SystemFile:
     system = read_system(key)
     values = system.model_dump()
     own = _overrides(config, key)
-    known = values["settings"] | values["added"]
+    known = values["added"] | values["settings"]
     unknown = sorted(set(own) - set(STAGES) - set(known))
     if unknown:
         raise UserError(f"settings.{key}.{unknown[0]}: unknown key; known: {', '.join([*known, *STAGES])}")
@@ -471,22 +471,29 @@ def resolve_system(config: Config, key: str) -> SystemFile:
         elif over:
             raise UserError(f"settings.{key}.{stage}: {key} has no such stage")
     changed = {k: v for k, v in own.items() if k not in STAGES}
-    _check_numbers(known, changed, f"settings.{key}")
+    changed |= _numbers(known, changed, f"settings.{key}")
     values["settings"] |= {k: v for k, v in changed.items() if k in values["settings"] or v != known[k]}
     if values["settings"].get("use_time", "off") not in ("off", False) and "time" not in values["reads"]:
         raise UserError(f"settings.{key}.use_time: {key} is the variant without time; leave it off")
     return validated(SystemFile, values, f"settings.{key}")
 
 
-def _check_numbers(settings: Mapping[str, Any], changed: Mapping[str, Any], origin: str) -> None:
-    """What is a number in a settings file stays one; the rest is left to the model, which only a training loads."""
+def _numbers(settings: Mapping[str, Any], changed: Mapping[str, Any], origin: str) -> dict[str, int | float]:
+    """The changed values of what is a number in a settings file, as numbers: YAML takes 1e-3 for a string.
+
+    Limits, and all that is no number, are left to the model, which only a training loads.
+    """
+    numbers = {}
     for name, value in changed.items():
         if (kind := type(settings[name])) in (int, float):
             try:
-                TypeAdapter(kind).validate_python(value)
-            except ValidationError:
+                if isinstance(value, bool):
+                    raise ValueError
+                numbers[name] = TypeAdapter(kind).validate_python(value)
+            except ValueError:  # pydantic's too
                 what = "a whole number" if kind is int else "a number"
                 raise UserError(f"{origin}.{name}: expected {what}, found {value!r}") from None
+    return numbers
 
 
 def _overrides(config: Config, key: str) -> dict[str, Any]:

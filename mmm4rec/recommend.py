@@ -1,7 +1,6 @@
 """A trained run as a user uses it: recommendations in the user's own item ids."""
 
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from mmm4rec.training.run import read_weights
 
 log = logging.getLogger(__name__)
 
+ENDINGS = (".parquet", ".csv", ".tsv")
 SCORES_AT_ONCE = 2**24  # users times items: 64 MiB in float32
 
 
@@ -95,7 +95,7 @@ def recommend_all(run: Path, histories: Path, k: int) -> pl.DataFrame:
         raise UserError(f"{histories}: there is no event in it")
     order = "position" if "position" in events.columns else "timestamp"
     if order == "timestamp":  # as in preparation: what stands twice counts once
-        events = events.unique(maintain_order=True)
+        events = events.unique(keep="first", maintain_order=True)
     if "timestamp" not in events.columns:
         events = events.with_columns(timestamp=pl.lit(None, pl.Int64))
     first = pl.col("row").first().over("user")
@@ -107,19 +107,17 @@ def recommend_all(run: Path, histories: Path, k: int) -> pl.DataFrame:
             f"{trained.items[0]!r}"
         )
     users, of = known["user"].n_unique(), events["user"].n_unique()
-    log.info("%s: %d of %d events are of known items, %d of %d users", histories, len(known), len(events), users, of)
+    log.log(
+        logging.WARNING if 2 * len(known) < len(events) else logging.INFO,
+        "%s: %d of %d events are of known items; %d of %d users have one",
+        *(histories, len(known), len(events), users, of),
+    )
     return _best(trained, known, k).rename({"user": "user_id"})
 
 
-def write(path: Path, make: Callable[[], pl.DataFrame]) -> None:
-    """Make a table and write it, as Parquet or as text by the path's ending.
-
-    Raises:
-        UserError: the path ends otherwise, which is said before the table is made; and what ``make`` raises.
-    """
-    if path.suffix not in (".parquet", ".csv", ".tsv"):
-        raise UserError(f"{path}: expected a file that ends in .parquet, .csv or .tsv")
-    table = make()
+def write(path: Path, table: pl.DataFrame) -> None:
+    """Write a table as its path's ending, one of ``ENDINGS``, says."""
+    assert path.suffix in ENDINGS, path
     if path.suffix == ".parquet":
         write_parquet(path, table.to_arrow(compat_level=pl.CompatLevel.oldest()))
     else:

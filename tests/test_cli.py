@@ -232,6 +232,9 @@ def test_recommend_writes_those_of_many_users(calls, monkeypatch, tmp_path):
     assert run("recommend", "r", "--histories", "h.csv", "--out", out, "-k", 2).exit_code == 0
     assert asked == [(Path("r"), Path("h.csv"), 2)]
     assert out.read_text() == "user_id,item_id\na,x\n"
+    many = ["recommend", "r", "--histories", "h.csv", "--out"]
+    assert "best.txt: expected a file that ends in .parquet, .csv, .tsv" in run(*many, "best.txt").stderr
+    assert len(asked) == 1
     for wrong in (
         [],
         ["--history", "a", "--histories", "h.csv", "--out", out],

@@ -177,6 +177,7 @@ def test_preset_sets_switches_and_own_choices_win():
         ({"settings": {"sasrec": {"layer": 1}}}, "settings.sasrec.layer: unknown key; known: "),
         ({"settings": {"sasrec": {"hidden_size": "wide"}}}, "hidden_size: expected a whole number, found 'wide'"),
         ({"settings": {"sasrec": {"layers": 1.5}}}, "settings.sasrec.layers: expected a whole number, found 1.5"),
+        ({"settings": {"sasrec": {"layers": True}}}, "settings.sasrec.layers: expected a whole number, found True"),
         ({"settings": {"sasrec": {"dropout": None}}}, "settings.sasrec.dropout: expected a number, found None"),
         ({"settings": {"sasrec": {"finetune": {"epoch": 1}}}}, "settings.sasrec: finetune.epoch: unknown key"),
         ({"settings": {"sasrec": {"settings": {"layers": 1}}}}, "settings.sasrec.settings: unknown key; known: "),
@@ -273,7 +274,7 @@ def test_every_value_of_a_settings_file_says_where_it_comes_from(key):
         value, _, comment = line.partition("#")
         if line[:1] != " ":
             block = value.partition(":")[0]
-        elif block in ("settings", "pretrain", "indomain", "finetune") and value.strip():
+        elif block in ("settings", "added", "pretrain", "indomain", "finetune") and value.strip():
             silent += [line] * (not re.search("authors|paper|released|RecBole|UniSRec|ours", comment))
     assert silent == []
 
@@ -323,7 +324,7 @@ def test_a_setting_that_came_later_is_a_param_where_a_user_changes_it(own_system
     assert resolve_system(config, "sasrec_t").settings["share"] == 0.1
     with pytest.raises(UserError, match="share: expected a number, found 'much'"):
         parse_config(values(settings={"sasrec": {"share": "much"}}))
-    with pytest.raises(UserError, match=r"sasrec\.width2: unknown key; known: layers, width, share, pretrain"):
+    with pytest.raises(UserError, match=r"sasrec\.width2: unknown key; known: share, layers, width, pretrain"):
         parse_config(values(settings={"sasrec": {"width2": 1}}))
 
 

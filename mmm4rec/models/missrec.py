@@ -231,7 +231,7 @@ class MISSRec(System):
             vectors, interests, ids, *_ = tables
             fewer = vectors + F.linear(self.lost_words[ids], self.adaptors.get_parameter("text.weight"))
             both = torch.cat([vectors, fewer]), interests.repeat(2, 1)
-            return both, replace(rows, items=exchange_items(rows.items, rows.lengths, s.word_drop_ratio, len(vectors)))
+            return both, replace(rows, items=exchange_items(rows.items, s.word_drop_ratio, len(vectors)))
         items, lengths = drop_items(rows.items, rows.lengths, s.view_drop_share)
         return tables, Rows(items, lengths, rows.targets)
 

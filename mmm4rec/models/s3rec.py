@@ -20,7 +20,6 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from mmm4rec.errors import UserError
 from mmm4rec.models.base import Catalogue, Rows, Tables, by_length
 from mmm4rec.models.items import IdVectors, TextVectors, at_hand
 from mmm4rec.models.transformer import TransformerSettings, TransformerSystem
@@ -83,7 +82,8 @@ class FirstStage(nn.Module):
         width = settings.hidden_size
         self.mask = nn.Parameter(0.02 * torch.randn(width))
         self.attribute: LearnedAttributes | TextAttributes
-        has = catalogue.attributes if settings.attribute_source == "metadata" else None
+        by_text = settings.attribute_source == "text" or "noise_features" in settings.defects  # noise stands for texts
+        has = None if by_text else catalogue.attributes
         if has is None:
             self.attribute = TextAttributes(catalogue, width)
             described = self.attribute.text.any(dim=1)
@@ -104,11 +104,7 @@ class FirstStage(nn.Module):
         for name, buffer in (("has", has), ("described", described), ("known", known)):
             self.register_buffer(name, buffer, persistent=False)
         if "noise_features" in settings.defects:
-            if not isinstance(self.attribute, TextAttributes):
-                raise UserError(
-                    "S3-Rec: `noise_features` is about texts, and the attributes here are brands and categories; set "
-                    "`attribute_source: text` with it"
-                )
+            assert isinstance(self.attribute, TextAttributes)
             # persistent: the weights mean nothing without it
             self.attribute.register_buffer("text", 0.02 * torch.randn_like(self.attribute.text))
 

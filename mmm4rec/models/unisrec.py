@@ -123,7 +123,7 @@ class UniSRec(TransformerSystem):
         if self.text_dropped is not None and happens(s.word_drop_batches):
             x, _, ids = tables
             both = torch.cat([x, self.item.adaptor(self.text_dropped[ids])])
-            return (both,), replace(rows, items=exchange_items(rows.items, rows.lengths, s.word_drop_ratio, len(x)))
+            return (both,), replace(rows, items=exchange_items(rows.items, s.word_drop_ratio, len(x)))
         items, lengths = drop_items(rows.items, rows.lengths, s.drop_ratio)
         return tables, Rows(items, lengths, rows.targets)
 

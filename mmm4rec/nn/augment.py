@@ -32,18 +32,16 @@ def drop_items(items: Tensor, lengths: Tensor, share: float) -> tuple[Tensor, Te
     return compact[:, :L], kept.sum(1)
 
 
-def exchange_items(items: Tensor, lengths: Tensor, share: float, shift: int) -> Tensor:
+def exchange_items(items: Tensor, share: float, shift: int) -> Tensor:
     """Exchange events at random for another form of the same item, which stands ``shift`` rows below it in the tables.
 
     Args:
         items: [B, L] right-padded with 0.
-        lengths: [B] int64, at least 1.
         share: probability that an event is exchanged.
         shift: rows of the tables that the first forms take.
 
     Returns:
         The rows [B, L]; padding stays 0.
     """
-    chosen = torch.rand(items.shape, device=items.device) < share
-    chosen &= torch.arange(items.shape[1], device=items.device) < lengths[:, None]
+    chosen = (torch.rand(items.shape, device=items.device) < share) & (items > 0)
     return torch.where(chosen, items + shift, items)

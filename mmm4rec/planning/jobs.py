@@ -35,7 +35,7 @@ from mmm4rec.data.registry import DEMO, raw_path
 from mmm4rec.io import read_json
 
 #: what a run's config.json holds besides its settings
-INPUTS = ("time", "domain_path", "features_path", "features", "pretraining")
+INPUTS = ("time", "domain_path", "features_path", "features", "pretraining", "attributes")
 
 
 @dataclass

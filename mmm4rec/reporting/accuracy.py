@@ -315,6 +315,9 @@ def notes(table: list[Run], dataset: str) -> list[str]:
     ]
     if blind:
         notes.append(f"Features read by {', '.join(dict.fromkeys(blind))}: not recorded.")
+    nameless = {r["system"] for r in runs if r["config"].get("attributes") == 0}
+    if nameless:
+        notes.append(f"Neither brands nor categories are known: attributes of {', '.join(sorted(nameless))} are texts.")
     scratch = sorted({r["system"] for r in runs if not r["config"]["pretrained"]})
     carried = sorted({r["system"] for r in runs if r["config"]["pretrained"]})
     sources = sorted({s for r in runs for s in (r["config"].get("pretraining") or {}).get("sources", [])})

@@ -71,6 +71,10 @@ def finetune(
         if described:
             check_features(described, pretrained)
         load_pretrained(system, pretrained)
+    # asked before the training, for the folder may be another's afterwards
+    inputs: dict[str, Any] = {"pretraining": read_pretraining(pretrained) if pretrained else None}
+    if "attributes" in reads:
+        inputs["attributes"] = 0 if catalogue.attributes is None else int(catalogue.attributes.max())
     system.to(where)
     events = events.to(where)
     time_aware = "time" in reads
@@ -114,12 +118,11 @@ def finetune(
         out / "ranks.parquet",
         pa.table({"user_id": pa.array(users.numpy(), pa.int32()), "rank": pa.array(ranks.numpy(), pa.int32())}),
     )
-    inputs = {
+    inputs |= {
         "time": "on" if system.timed else "off",
         "domain_path": str(domain),
         "features_path": str(features) if features else None,
         "features": described,
-        "pretraining": read_pretraining(pretrained) if pretrained else None,
     }
     write_run(out, settings | inputs, system, history, metrics, made_with, indomain)
     remove_state(state)

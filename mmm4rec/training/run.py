@@ -87,8 +87,7 @@ def cost(system: System, history: History, indomain: History | None = None) -> d
 def describe(catalogue: Catalogue, files: Sequence[Path]) -> dict[str, Any]:
     """What a run keeps in mind of its features: whose they are, which share of the items has each, and their widths.
 
-    Where such were read, the share of items with features of a text with words left out too: other ones than of the
-    whole text, that is.
+    Where ``text_dropped`` was read, also the share of items whose vector there is not that of the whole text.
     """
     encoders = {(pq.read_schema(path).metadata or {}).get(b"encoder", b"").decode() for path in files}
     shares = {"text": catalogue.has_text, "image": catalogue.has_image}

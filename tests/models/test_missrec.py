@@ -280,7 +280,7 @@ def test_views_of_texts_that_lack_words_equal_a_plain_loop_with_its_gradients(mo
     known = replace(catalogue(fewer_words=True), **lacks)
     weights = {"orthogonality": 0.01, "view_weight": 0.5, "word_drop_batches": 1.0}
     system = system_with_interests(known=known, pretraining=True, **weights)
-    monkeypatch.setattr(missrec, "exchange_items", lambda items, _lengths, _share, shift: items + shift * CHOSEN)
+    monkeypatch.setattr(missrec, "exchange_items", lambda items, _share, shift: items + shift * CHOSEN)
     results = []
     for loss in (system.pretrain_loss(system.item_tables(), BATCH), plain_view_loss(system, known)):
         system.zero_grad()

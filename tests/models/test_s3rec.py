@@ -8,7 +8,6 @@ import torch
 from small_systems import N_ITEMS, catalogue, rows, small, small_settings
 
 from mmm4rec.config import read_system
-from mmm4rec.errors import UserError
 from mmm4rec.models import s3rec
 from mmm4rec.models.base import Rows, build
 from mmm4rec.training.finetune import freeze
@@ -296,10 +295,9 @@ def test_without_brands_and_categories_texts_are_the_attributes(caplog):
         assert all(torch.equal(value, other[name]) for name, value in found[0].items())
 
 
-def test_noise_in_the_place_of_texts_that_are_no_attributes_is_refused():
-    with pytest.raises(UserError, match=r"noise_features.*set `attribute_source: text`"):
-        small("s3rec", catalogue(metadata=True), defects=["noise_features"])
-    small("s3rec", catalogue(metadata=True), defects=["noise_features"], attribute_source="text")
+def test_noise_stands_in_the_place_of_texts_whatever_else_is_known():
+    noisy = small("s3rec", catalogue(metadata=True), defects=["noise_features"])
+    assert isinstance(noisy.first_stage.attribute, s3rec.TextAttributes)
 
 
 def test_noise_features_are_an_option_that_a_saved_run_keeps():

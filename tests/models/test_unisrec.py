@@ -103,7 +103,7 @@ def plain_loss(system, choice=CHOSEN):
 
 def test_rows_with_texts_that_lack_words_equal_a_plain_loop_with_its_gradients(monkeypatch):
     system = of_fewer_words().eval()  # the gate draws no noise
-    monkeypatch.setattr(unisrec, "exchange_items", lambda items, _lengths, _share, shift: items + shift * CHOSEN)
+    monkeypatch.setattr(unisrec, "exchange_items", lambda items, _share, shift: items + shift * CHOSEN)
     results = []
     for loss in (system.pretrain_loss(system.item_tables(), BATCH), plain_loss(system)):
         system.zero_grad()

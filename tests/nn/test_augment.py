@@ -39,9 +39,9 @@ def test_the_share_is_that_of_all_but_the_first():
 
 def test_a_share_of_the_items_is_exchanged_and_no_padding():
     torch.manual_seed(0)
-    assert torch.equal(exchange_items(ITEMS, LENGTHS, 0.0, 10), ITEMS)
-    assert torch.equal(exchange_items(ITEMS, LENGTHS, 1.0, 10), ITEMS + 10 * (ITEMS > 0))
-    many = exchange_items(torch.ones(4000, 10, dtype=torch.long), torch.full((4000,), 10), 0.2, 10)
+    assert torch.equal(exchange_items(ITEMS, 0.0, 10), ITEMS)
+    assert torch.equal(exchange_items(ITEMS, 1.0, 10), ITEMS + 10 * (ITEMS > 0))
+    many = exchange_items(torch.ones(4000, 10, dtype=torch.long), 0.2, 10)
     assert set(many.unique().tolist()) == {1, 11}
     exchanged = (many == 11).float().mean(0)
     assert ((exchanged - 0.2).abs() < 0.03).all()  # the first as well as the others

@@ -147,6 +147,14 @@ def test_features_are_said_or_that_they_are_not_recorded(tmp_path):
     assert "Features read by fdsa: not recorded." in text
 
 
+@pytest.mark.parametrize("known", [0, 73])
+def test_attributes_that_are_texts_for_want_of_others_are_said(tmp_path, known):
+    run = write_run(tmp_path, "s3rec", 1, 0.2, attributes=known)
+    accuracy.write_accuracy_table(2, [run], tmp_path / "t.csv", systems=["s3rec"])
+    note = "Neither brands nor categories are known: attributes of s3rec are texts."
+    assert (note in (tmp_path / "t.md").read_text()) == (known == 0)
+
+
 def test_pre_training_is_said_or_that_it_is_not_recorded(tmp_path):
     stage = read_system("missrec").pretrain.model_dump() | {"epochs": 1}
     runs = [

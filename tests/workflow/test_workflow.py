@@ -294,6 +294,23 @@ def test_own_domain_end_to_end_and_what_runs_again(shop):
 
 
 @pytest.mark.slow
+def test_other_brands_train_those_again_to_whom_they_are_attributes(shop):
+    """Events and features stay as they are, to the byte."""
+    runs = [f"{RUNS}/{system}/seed_1/metrics.json" for system in ("sasrec", "s3rec")]
+    changes = QUICK | {"systems": ["sasrec", "s3rec"], "indomain": {"epochs": 1}}
+    code, output = snakemake(shop, *runs, **changes)
+    assert code == 0, output
+    run = json.loads((shop / RUNS / "s3rec/seed_1/config.json").read_text())
+    assert run["attributes"] == 1  # all items are of one brand
+    items = shop / "data/my_shop/items.csv"
+    items.write_text(items.read_text().replace("we", "they"))
+    features = "results/my_shop/features/precomputed/my_shop.parquet"
+    code, output = snakemake(shop, features, **changes)  # so that nothing is "made anew" below
+    assert code == 0, output
+    assert planned(shop, *runs, **changes) == {"finetune": 1}
+
+
+@pytest.mark.slow
 def test_transfer_between_the_demo_s_domains(tmp_path):
     """Every rule but the download, from generated raw files to recommendations in raw ids."""
     short = {"pretrain": {"epochs": 1}, "finetune": {"epochs": 1}}

@@ -170,6 +170,12 @@ def finetune_inputs(wildcards):
     }
 
 
+def attribute_files(wildcards):
+    """Items, whose brands and categories are attributes to some systems: other ones leave a domain's events as they are."""
+    reads = resolve_system(CONFIG, wildcards.system).reads
+    return [domain_file(wildcards.domain, "items")] if "attributes" in reads else []
+
+
 def table1_domains(wildcards):
     """Every domain of the run, or the one that the file is named after."""
     return [wildcards.part.removeprefix("/")] if wildcards.part else [*CONFIG.sources, *CONFIG.targets]

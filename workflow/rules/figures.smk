@@ -6,6 +6,7 @@ localrules:
 # so that it cannot be taken for a run of the tables.
 use rule finetune as truncate with:
     input:
+        attribute_files,
         unpack(truncation_inputs),
     output:
         config="<results>/truncation/{domain}/{system}/last_{last}/seed_{seed}/config.json",

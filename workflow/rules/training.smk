@@ -33,6 +33,7 @@ rule pretrain:
 
 rule finetune:
     input:
+        attribute_files,
         unpack(finetune_inputs),
     output:
         config="<results>/runs/{domain}/{system}/seed_{seed}/config.json",
