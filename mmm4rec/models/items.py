@@ -5,6 +5,7 @@ Shapes: N items of the catalogue, M items at hand, F encoder width, D width of t
 
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -75,3 +76,8 @@ def text_features(catalogue: Catalogue) -> Tensor:
 def at_hand(table: Tensor, ids: Tensor | None) -> Tensor:
     """Rows [M + 1, ...] of a table [N + 1, ...], the padding's and those of ``ids`` [M]; None: the table itself."""
     return table if ids is None else table[F.pad(ids, (1, 0))]
+
+
+def ids_at_hand(n_items: int, ids: Tensor | None, device: torch.device) -> Tensor:
+    """What ``at_hand`` gives of a table of the items' own ids, [M + 1] int64, without such a table."""
+    return torch.arange(n_items + 1, device=device) if ids is None else F.pad(ids, (1, 0))

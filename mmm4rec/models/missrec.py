@@ -18,7 +18,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from mmm4rec.models.base import Catalogue, Rows, System, Tables
-from mmm4rec.models.items import IdVectors, at_hand, require_features
+from mmm4rec.models.items import IdVectors, at_hand, ids_at_hand, require_features
 from mmm4rec.models.transformer import TransformerSettings
 from mmm4rec.nn.augment import drop_items, exchange_items, happens
 from mmm4rec.nn.dropout import Dropout
@@ -119,7 +119,7 @@ class MISSRec(System):
         vectors = parts[0] if len(parts) == 1 else parts[0] + parts[1]
         by_id = self.item.table(ids) if self.has_ids else None
         clusters = at_hand(self.clusters, ids)
-        known = at_hand(torch.arange(self.n_items + 1, device=vectors.device), ids)
+        known = ids_at_hand(self.n_items, ids, vectors.device)
         if by_id is not None:
             vectors = vectors + by_id
         if len(parts) == 1:

@@ -15,7 +15,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from mmm4rec.models.base import Catalogue, Rows, Tables
-from mmm4rec.models.items import IdVectors, at_hand, text_features
+from mmm4rec.models.items import IdVectors, at_hand, ids_at_hand, text_features
 from mmm4rec.models.transformer import TransformerSettings, TransformerSystem
 from mmm4rec.nn.augment import drop_items, exchange_items, happens
 from mmm4rec.nn.initialise import normal_
@@ -89,8 +89,7 @@ class UniSRec(TransformerSystem):
         x = self.item.table(ids)
         if self.ids is not None:
             x = x + self.ids.table(ids)
-        known = torch.arange(self.n_items + 1, device=x.device)
-        return x, unit(x) / self.settings.temperature, at_hand(known, ids)
+        return x, unit(x) / self.settings.temperature, ids_at_hand(self.n_items, ids, x.device)
 
     def candidates(self, tables: Tables) -> Tensor:
         """Vectors [M, D] of length 1 / tau."""
