@@ -26,13 +26,24 @@ class TwoLinear(nn.Module):
         return self.outer(self.inner.table(ids))
 
 
+class ZESRecSettings(TransformerSettings):
+    """Sizes, and whether the encoder stays as pre-trained."""
+
+    freeze_encoder: bool = False
+
+
 class ZESRec(TransformerSystem):
-    """SASRec over text; pre-trained and fine-tuned with cross-entropies of plain products, nothing frozen."""
+    """SASRec over text; pre-trained and fine-tuned with cross-entropies of plain products."""
 
-    settings: TransformerSettings
+    Settings = ZESRecSettings
+    settings: ZESRecSettings
 
-    def __init__(self, settings: TransformerSettings, catalogue: Catalogue, *, pretraining: bool = False) -> None:
+    def __init__(self, settings: ZESRecSettings, catalogue: Catalogue, *, pretraining: bool = False) -> None:
         super().__init__(settings, catalogue, TwoLinear(catalogue, settings.hidden_size))
+
+    def frozen(self) -> tuple[str, ...]:
+        """Nothing, or positions and the encoder, as UniSRec's are."""
+        return ("position.", "encoder.") if self.settings.freeze_encoder else ()
 
 
 MODEL = ZESRec

@@ -1,17 +1,18 @@
 """What holds for every system with something to learn, whatever it is."""
 
+from collections import Counter
 from dataclasses import replace
 
 import pytest
 import torch
 from small_systems import LEARNING, N_ITEMS, catalogue, rows, small, small_settings
-from torch.nn import Embedding
-from torch.nn.functional import pad
+from torch.nn import Embedding, functional
 
 from mmm4rec.config import StageSettings, read_system
 from mmm4rec.errors import UserError
 from mmm4rec.evaluation.ranking import rank_targets
 from mmm4rec.models.base import Catalogue, build, model_class
+from mmm4rec.nn.dropout import Dropout
 from mmm4rec.training.data import load_events
 from mmm4rec.training.finetune import freeze
 from mmm4rec.training.loop import History, train
@@ -36,6 +37,29 @@ AS_MEANT = {
 # their papers let every event know of every other: BSARec filters the spectrum of a whole row, MISSRec's decoder has no
 # causal mask (and its encoder reads a set), MMSRec predicts masked slots from both sides
 BOTH_WAYS = {"bsarec", "missrec", "mmsrec"}
+
+TRANSFORMER = {"dropout": 1 + 2 * 2, "attention": 2}  # of the input, and of both halves of each layer
+# how often encoding rows draws each kind of dropout, "attention" that of its weights, by the papers and published code
+DRAWS = {
+    "sasrec": TRANSFORMER,
+    "s3rec": TRANSFORMER,
+    "zesrec": TRANSFORMER,
+    "vqrec": TRANSFORMER,
+    "unisrec": TRANSFORMER | {"adaptor_dropout": 3},  # of every expert
+    "fdsa": {"dropout": 2 * (1 + 2 * 2) + 1, "attention": 4},  # two encoders, and what joins them
+    "bsarec": {"dropout": 1 + 2 * 3, "attention": 2},  # filter, attention, network
+    "mamba4rec": {"dropout": 1 + 2 * 3},  # Mamba, inside the network and behind it
+    "m3rec": {"dropout": 3 + 2 * (1 + 3 * 2)},  # three streams through one Mamba and a network each
+    "tim4rec": {"dropout": 1 + 1 + 2 * 3, "time_dropout": 2 + 1},  # of the gaps too; factors, and the next layer's time
+    "tim4rec_notime": {"dropout": 1 + 2 * 3},
+    "missrec": {"dropout": 1 + (1 + 2) + (2 + 2), "attention": 3},  # encoder and decoder, of a layer each
+    "mmsrec": {"embedding_dropout": 2, "dropout": 2 * 2 * 3, "attention": 4},  # rows, and items as rows of one
+    # both modalities, their gaps; then shared factor, next time, block and network each, filter, fusion, network
+    "mmm4rec": {"dropout": 2 + 1 + 1 + 1 + 1 + 2 * 2 + 1 + 1 + 2},
+    "mmm4rec_notime": {"dropout": 2 + 1 + 2 * 2 + 1 + 2},
+    "mmm4rec_noshare": {"dropout": 2 + 1 + 2 * (1 + 1) + 1 + 2 * 2 + 1 + 1 + 2},
+    "mmm4rec_2layers": {"dropout": 2 + 1 + 2 * (1 + 1 + 1 + 2 * 2 + 1 + 1 + 2)},
+}
 
 
 def without_noise(key: str) -> dict:
@@ -104,6 +128,33 @@ def test_every_trained_parameter_gets_a_gradient_and_no_frozen_one(key, from_scr
     unmoved = [n for n, p in system.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())]
     assert unmoved == []
     assert [n for n, p in system.named_parameters() if not p.requires_grad and p.grad is not None] == []
+
+
+@pytest.mark.parametrize("key", LEARNING)
+def test_dropout_is_drawn_where_it_belongs(key, monkeypatch):
+    """In training, and nowhere in evaluation: there, equations hold with or without it."""
+    rates = {"dropout": 0.3, "embedding_dropout": 0.25, "adaptor_dropout": 0.15, "time_dropout": 0.1}
+    system = small(key, **{name: rate for name, rate in rates.items() if name in small_settings(key)})
+    system.start_epoch(1)
+    names, drawn = {rate: name for name, rate in rates.items()}, Counter()
+    attend = functional.scaled_dot_product_attention
+
+    def attended(*args, dropout_p=0.0, **kwargs):
+        drawn["attention"] += dropout_p == rates["dropout"]
+        assert dropout_p in (0.0, rates["dropout"])
+        return attend(*args, dropout_p=dropout_p, **kwargs)
+
+    def dropped(module, given, made):
+        drawn[names[module.p]] += not torch.equal(given[0], made)
+
+    monkeypatch.setattr(functional, "scaled_dot_product_attention", attended)
+    for module in system.modules():
+        if isinstance(module, Dropout):
+            module.register_forward_hook(dropped)
+    system.eval().encode(system.item_tables(), BATCH)
+    assert +drawn == Counter()
+    system.train().encode(system.item_tables(), BATCH)
+    assert +drawn == DRAWS.get(key, DRAWS[read_system(key).model])
 
 
 @pytest.mark.parametrize("missing_image", ["zero", "mask"])
@@ -235,7 +286,7 @@ def test_tables_of_some_items_are_rows_of_all(key):
     system.start_epoch(1)
     ids = torch.tensor([2, 5, 12])
     for some, all_ in zip(system.item_tables(ids), system.item_tables(), strict=True):
-        torch.testing.assert_close(some, all_[pad(ids, (1, 0))])
+        torch.testing.assert_close(some, all_[functional.pad(ids, (1, 0))])
 
 
 @pytest.mark.parametrize("key", LEARNING)
