@@ -254,7 +254,8 @@ def test_own_files_in_parts(tmp_path, in_parts, caplog, suffix, order):
     [
         ("user_id,item_id,timestamp\n1,1,1\n2,1,1\n3,1,x\n", "row 3 below the header: `timestamp` is not a number"),
         ("user_id,item_id,timestamp\n1,1,1\n2,1,1\n,1,1\n", "row 3 below the header: `user_id` is empty"),
-        ("user_id,item_id,timestamp\n1,1,1\n1,1,1,1\n", "cannot be read as csv"),
+        ("user_id,item_id,timestamp\n1,1,1\n2,1,1\n3,1,-1\n", "row 3 below the header: `timestamp` is negative"),
+        ("user_id,item_id,timestamp\n1,1,1\n1,1,1,1\n", "line 3: 4 cells, the header has 3"),
     ],
 )
 def test_mistakes_in_parts(tmp_path, in_parts, content, message):
