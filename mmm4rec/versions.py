@@ -11,7 +11,7 @@ VERSIONS: dict[str, int] = {
     "images": 1,
     "encoder": 1,
     "embed": 1,
-    "import_features": 1,
+    "import_features": 2,
     "with_image": 1,
     "pretrain": 1,
     "finetune": 1,

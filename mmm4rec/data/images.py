@@ -71,7 +71,7 @@ def fetch_images(
     are known by raw id and address, so that they stay when the items are numbered anew.
 
     Args:
-        items: items.parquet of a prepared domain; ``image`` is a URL, a path, or null.
+        items: items.parquet of a prepared domain; ``image`` is a URL, a path (relative to the current folder), or null.
         out: folder of the pictures.
         concurrency: requests under way at once, and connections to one host.
         timeout: seconds to connect, between two packets, and for the body.
@@ -112,6 +112,7 @@ def fetch_images(
     _check_network(out, manifest)
     write_parquet(out / "manifest.parquet", manifest)
     counts = pl.Series(manifest["status"].to_pylist(), dtype=pl.String).value_counts(sort=True)
+    _warn_of_lost(out, manifest)
     there = (manifest["shard"].is_valid().to_numpy()).sum()
     logger.info(
         "%s: %d of %d items have a picture (%.2f %%); %d have no address; %s",
@@ -219,6 +220,17 @@ def _check_network(out: Path, manifest: pa.Table) -> None:
         raise UserError(
             f"{out}: no answer to any of {len(asked)} requests; is there a network? The same command tries again; "
             "`offline: true` goes on without these pictures"
+        )
+
+
+def _warn_of_lost(out: Path, manifest: pa.Table) -> None:
+    """Log a warning if pictures are to come from files that are not there."""
+    lost = pl.DataFrame(manifest.select(["url", "status"])).filter(pl.col("status") == "no such file")["url"]
+    if len(lost):
+        logger.warning(
+            "%s: pictures whose file is not there: %d, the first %s; relative paths start in the folder where the "
+            "command runs (%s), URLs with https://",
+            *(out, len(lost), lost[0], Path.cwd()),
         )
 
 

@@ -6,6 +6,8 @@ exist, in the order of the file. Items: ``item`` (string) and the cleaned fields
 
 import errno
 import gzip
+import logging
+import re
 import tempfile
 import zlib
 from collections import deque
@@ -13,6 +15,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import cache, partial
 from itertools import chain
 from multiprocessing import get_context
@@ -27,6 +30,8 @@ from mmm4rec.data import text
 from mmm4rec.data.registry import Edition
 from mmm4rec.errors import UserError
 
+logger = logging.getLogger(__name__)
+
 ITEM_SCHEMA = pa.schema(
     [
         ("item", pa.string()),
@@ -37,6 +42,7 @@ ITEM_SCHEMA = pa.schema(
         ("image", pa.string()),
     ]
 )
+SEPARATORS = {".csv": ",", ".tsv": "\t"}
 OWN_ITEM_COLUMNS = ("title", "brand", "categories", "description", "text", "image")
 HEADER_2023 = b"user_id,parent_asin,rating,timestamp"
 BLOCK = 2**25  # bytes of metadata that are read at a time
@@ -127,7 +133,7 @@ def read_ratings(path: Path, edition: Edition) -> RawEvents:
     Raises:
         UserError: the file is missing, or has not the header of its edition.
     """
-    header = int(edition == 2023)  # lines
+    header, unit = (1, 1000) if edition == 2023 else (0, 1)  # lines; of a timestamp in a second
     columns = ("user", "item") if header else ("item", "user")
     schema = {**dict.fromkeys(columns, pl.String), "rating": pl.Float32, "timestamp": pl.Int64}
     with _whole(path), _open(path) as lines:
@@ -136,22 +142,21 @@ def read_ratings(path: Path, edition: Edition) -> RawEvents:
         raise UserError(f"{path}, line 1: expected {HEADER_2023.decode()}, found {first[:80]!r}")
 
     def problem(_: str = "") -> str:
-        return _broken_rating(path, list(schema), header)
+        return _broken_rating(path, list(schema), header, unit)
 
     def checked(frame: pl.DataFrame) -> pl.DataFrame:
-        if frame.null_count().sum_horizontal().item() > 0:
+        frame = frame.with_columns(pl.col("timestamp") // unit)
+        if frame.null_count().sum_horizontal().item() > 0 or (frame["timestamp"] > LATEST).any():
             raise UserError(problem())
-        if edition == 2023:
-            frame = frame.with_columns(pl.col("timestamp") // 1000)
-        _check_seconds(frame, path)
         return frame.select("user", "item", "rating", "timestamp", *_row(frame))
 
     rows = pl.scan_csv(path, glob=False, has_header=False, skip_rows=header, schema=schema, quote_char=None)
     return RawEvents(path, rows, "user", checked, problem)
 
 
-def _broken_rating(path: Path, columns: list[str], header: int) -> str:
+def _broken_rating(path: Path, columns: list[str], header: int, unit: int) -> str:
     """Say which line of a ratings file is broken, and how; read again line by line, as polars does not tell."""
+    seconds = "seconds" if unit == 1 else "milliseconds"
     with _open(path) as lines:
         for number, line in enumerate(lines, start=1):
             if number <= header:
@@ -160,9 +165,11 @@ def _broken_rating(path: Path, columns: list[str], header: int) -> str:
                 cells = line.decode("utf-8").rstrip("\r\n").split(",")
                 if len(cells) != len(columns) or not all(cells):
                     raise ValueError
-                float(cells[2]), int(cells[3])
+                float(cells[2])
+                if int(cells[3]) // unit > LATEST:
+                    raise ValueError
             except ValueError:
-                expected = f"expected {','.join(columns)} with a number as rating and a whole number as timestamp"
+                expected = f"expected {','.join(columns)} with a number as rating and unix {seconds} as timestamp"
                 return (
                     f"{path}, line {number}: {expected}, found {line[:200]!r}; correct the line or fetch the file again"
                 )
@@ -276,15 +283,15 @@ def read_interactions(path: Path) -> RawEvents:
     """Read a user's own events: ``user_id``, ``item_id``, ``timestamp`` or ``position`` or both, ``rating`` optional.
 
     The file is .parquet, .csv or .tsv. Ids are integers or strings; ids of a text file are integers if all of them are
-    written as integers. Timestamps are unix seconds, or dates and times of a Parquet file. They may be missing in
-    places if there is a position.
+    written as integers. Timestamps are unix seconds since 1970, or dates and times of a Parquet file. They may be
+    missing in places if there is a position. The log warns of columns that nothing reads.
 
     Returns:
         ``user`` and ``item`` (Int64 or String), and those of ``rating`` (Float32), ``timestamp`` (Int64) and
         ``position`` (Int64) that the file has, in the file's order.
 
     Raises:
-        UserError: the file or a column is missing.
+        UserError: the file or a column is missing, or (from ``RawEvents``) a cell is not as it should be.
     """
     rows = _scan_table(path, ("user_id", "item_id"), ("rating", "timestamp", "position"))
     columns = rows.collect_schema().names()
@@ -304,21 +311,27 @@ def read_interactions(path: Path) -> RawEvents:
         _check_seconds(frame, path)
         return frame.select("user", "item", *columns[2:], *_row(frame))
 
-    return RawEvents(path, rows, "user_id", checked, lambda error: _not_a_table(path, error))
+    return RawEvents(path, rows, "user_id", checked, partial(_not_a_table, path))
 
 
 def read_items(path: Path) -> pl.DataFrame:
     """Read a user's own items: ``item_id`` and any of title, brand, categories, description, text, image.
 
-    The file is .parquet, .csv or .tsv. Categories may be a list or a string.
+    The file is .parquet, .csv or .tsv. Categories may be a list or a string. The log warns of columns that nothing
+    reads.
 
     Returns:
         ``item`` (string), the cleaned fields, and ``text`` as given (null where there is none).
 
     Raises:
-        UserError: the column ``item_id`` is missing or empty in a row, or an item stands twice.
+        UserError: the column ``item_id`` is missing or empty in a row, it is the only one, or an item stands twice.
     """
     rows = _scan_table(path, ("item_id",), OWN_ITEM_COLUMNS)
+    if rows.collect_schema().names() == ["item_id"]:
+        raise UserError(
+            f"{path}: no column says anything of the items; name one of them {', '.join(OWN_ITEM_COLUMNS[:-1])} or "
+            f"{OWN_ITEM_COLUMNS[-1]}, or leave `items` out of the domain"
+        )
     with _whole(path):
         try:
             frame = rows.collect()
@@ -340,30 +353,91 @@ def read_items(path: Path) -> pl.DataFrame:
     return cleaned.with_columns(pl.when(own != "").then(own).alias("text"))
 
 
+def warn_of_unread(path: Path, columns: Sequence[str], known: Collection[str]) -> None:
+    """Log a warning that names the columns of a file beside the ``known`` ones, and which of those may be meant."""
+    lacking = [name for name in known if name not in columns]
+    unread = []
+    for name in columns:
+        if name not in known:
+            near = get_close_matches(name.lower(), lacking, 1)
+            unread.append(f"{name} (is it `{near[0]}`?)" if near else name)
+    if unread:
+        logger.warning("%s: columns that nothing reads: %s", path, ", ".join(unread))
+
+
 def _scan_table(path: Path, required: Sequence[str], optional: Sequence[str]) -> pl.LazyFrame:
     """Some columns of a table; cells of text files stay strings, so that no id loses its leading zeros."""
-    readers = {".parquet": partial(pl.scan_parquet, glob=False), ".csv": _scan_text(","), ".tsv": _scan_text("\t")}
-    if path.suffix not in readers:
+    if path.suffix not in (".parquet", *SEPARATORS):
         raise UserError(f"{path}: expected a file that ends in .parquet, .csv or .tsv")
     with _whole(path):
         try:
-            rows = readers[path.suffix](path)
+            if path.suffix == ".parquet":
+                rows = pl.scan_parquet(path, glob=False)
+            else:
+                rows = pl.scan_csv(path, glob=False, separator=SEPARATORS[path.suffix], infer_schema=False)
             columns = rows.collect_schema().names()
+            if path.suffix == ".tsv":
+                _warn_of_swallowed(path, rows)
         except pl.exceptions.PolarsError as error:
             raise UserError(_not_a_table(path, str(error).splitlines()[0])) from None
+    if any("\ufffd" in name for name in columns):  # what polars makes of bytes of another encoding in a header
+        raise UserError(f"{path}, line 1: not UTF-8; save the file as UTF-8")
     for name in required:
         if name not in columns:
             hint = " (.csv has commas between columns, .tsv tabs)" if len(columns) == 1 else ""
             raise UserError(f"{path}: there is no column `{name}`; found {', '.join(columns)}{hint}")
+    warn_of_unread(path, columns, (*required, *optional))
     return rows.select(*required, *(name for name in columns if name in optional))
 
 
-def _scan_text(separator: str) -> Any:
-    return lambda path: pl.scan_csv(path, glob=False, separator=separator, infer_schema=False)
+def _warn_of_swallowed(path: Path, rows: pl.LazyFrame) -> None:
+    """Log a warning if a cell holds tab and line break: where quotes mean nothing, such a cell is several rows."""
+    holds = [pl.all().str.contains(character, literal=True) for character in "\t\n"]
+    at = rows.select(pl.arg_where(pl.any_horizontal(holds[0] & holds[1]))).collect(engine="streaming").to_series()
+    if len(at):
+        logger.warning(
+            "%s, row %d below the header: a cell holds tab and line break (such rows: %d); if rows are lost in it, put "
+            "cells that hold quotes in double quotes and double those inside",
+            *(path, at[0] + 1, len(at)),
+        )
 
 
 def _not_a_table(path: Path, error: str) -> str:
-    return f"{path}: cannot be read as {path.suffix[1:]}: {error}"
+    """Say why a table cannot be read; of text files the line too, read again, as polars does not tell."""
+    broken = _broken_line(path) if path.suffix in SEPARATORS else None
+    return broken or f"{path}: cannot be read as {path.suffix[1:]}: {error}"
+
+
+def _broken_line(path: Path) -> str | None:
+    """Say which line of a text file is broken, and how; None if none is."""
+    separator = SEPARATORS[path.suffix]
+    quoted = re.compile(rf'(?<![^{separator}])"(?:[^"]|"")*+"(?![^{separator}\r\n])')
+    quotes = (
+        "a quote within a cell, or one that is not closed; put such a cell in double quotes and double those inside"
+    )
+    begin, columns, is_open = 1, 0, False
+    row: list[str] = []  # its lines: a cell may hold line breaks
+    with _open(path) as lines:
+        for number, line in enumerate(lines, start=1):
+            try:
+                row.append(line.decode("utf-8"))
+            except UnicodeDecodeError:
+                return f"{path}, line {number}: not UTF-8; save the file as UTF-8"
+            is_open ^= line.count(b'"') % 2 == 1
+            if is_open:
+                continue
+            bare = separator + quoted.sub("", "".join(row).removeprefix("\ufeff"))
+            if '"' in bare and (len(row) > 1 or f'{separator}"' in bare):  # those of 2" x 4" are as they stand
+                return f"{path}, line {begin}: {quotes}"
+            cells = bare.count(separator)
+            columns = columns or cells
+            if cells > columns:
+                return (
+                    f"{path}, line {begin}: {cells} cells, the header has {columns}; put a cell that holds a "
+                    f"{'comma' if separator == ',' else 'tab'} in double quotes"
+                )
+            row, begin = [], number + 1
+    return f"{path}, line {begin}: {quotes}" if row else None
 
 
 def _is_empty(values: pl.Series) -> pl.Series:
@@ -380,10 +454,12 @@ def _row(frame: pl.DataFrame) -> list[str]:
     return [name for name in frame.columns if name == "row"]
 
 
-def _check_row(frame: pl.DataFrame, wrong: pl.Series, path: Path, column: str, what: str) -> None:
+def _check_row(
+    frame: pl.DataFrame, wrong: pl.Series, path: Path, column: str, what: str, way: str = "correct or remove the row"
+) -> None:
     if (at := wrong.arg_max()) is not None and wrong[at]:
         row = frame["row"][at] if _row(frame) else at
-        raise UserError(f"{path}, row {row + 1} below the header: `{column}` is {what}; correct or remove the row")
+        raise UserError(f"{path}, row {row + 1} below the header: `{column}` is {what}; {way}")
 
 
 def _are_integers(path: Path, ids: pl.LazyFrame) -> dict[str, bool]:
@@ -416,14 +492,23 @@ def _numbers(frame: pl.DataFrame, column: str, path: Path, what: str = "a number
 def _integers(frame: pl.DataFrame, column: str, path: Path) -> pl.Series:
     """Whole numbers; dates and times become unix seconds."""
     values = frame[column]
-    if values.dtype.is_integer():
-        return values.cast(pl.Int64)
-    if values.dtype.is_temporal():
+    if values.dtype in (pl.Date, pl.Datetime):
         return values.dt.epoch("s")
-    what = "a number of unix seconds" if column == "timestamp" else "a number"
-    return _numbers(frame, column, path, what).floor().cast(pl.Int64)
+    if not values.dtype.is_numeric() and values.dtype not in (pl.String, pl.Null):
+        what = "unix seconds, or dates and times" if column == "timestamp" else "numbers"
+        raise UserError(f"{path}: `{column}` holds {values.dtype}; expected {what}")
+    if not values.dtype.is_integer():
+        what = "a number of unix seconds" if column == "timestamp" else "a number"
+        values = _numbers(frame, column, path, what).floor()
+    numbers = values.cast(pl.Int64, strict=False)
+    _check_row(frame, numbers.is_null() & values.is_not_null(), path, column, "a number beyond 64 bits")
+    return numbers
 
 
 def _check_seconds(frame: pl.DataFrame, path: Path) -> None:
-    if "timestamp" in frame.columns and (frame["timestamp"].max() or 0) > LATEST:  # type: ignore[operator]
-        raise UserError(f"{path}: `timestamp` looks like milliseconds; expected unix seconds: divide by 1000")
+    if "timestamp" in frame.columns:
+        seconds = frame["timestamp"].fill_null(0)
+        way = "expected unix seconds: divide by 1000"
+        _check_row(frame, seconds > LATEST, path, "timestamp", "so large that it looks like milliseconds", way)
+        way = "expected unix seconds since 1970; correct or remove the row"
+        _check_row(frame, seconds < 0, path, "timestamp", "negative", way)

@@ -3,6 +3,7 @@
 import csv
 import io
 import logging
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,12 @@ from mmm4rec.data import parse
 from mmm4rec.data.events import Sizes, k_core_of, opened, sizes_of, with_items
 from mmm4rec.data.text import item_text
 from mmm4rec.errors import UserError
+from mmm4rec.features.store import log_rows
 from mmm4rec.io import write_parquet, write_text
 
 logger = logging.getLogger(__name__)
 
+EARLIEST = 631_152_000  # seconds: the year 1990; hardly any domain's latest event is older
 INTERACTIONS = pa.schema(
     [("user_id", pa.int32()), ("item_id", pa.int32()), ("position", pa.int32()), ("timestamp", pa.int64())]
 )
@@ -123,6 +126,7 @@ def prepare(
         )
 
     user_names, item_names, events = renumber(events, core.users, core.items)
+    _check_times(events, source.path)
     if items is not None:
         _check_known(described["item"], item_names.cast(pl.String), items)
     text_fields, is_amazon = settings["text_fields"], settings["amazon"] is not None
@@ -176,16 +180,34 @@ def _describe(item_names: pl.Series, described: pl.DataFrame, text_fields: Any, 
     return items.join(described, on="item", how="left", maintain_order="left")
 
 
+def _check_times(events: pl.DataFrame, path: Path) -> None:
+    """Log a warning where timestamps can hardly be unix seconds; events of unknown time say nothing."""
+    times = events["timestamp"].drop_nulls()
+    if len(times) < 2:
+        return
+    earliest, latest = int(times.min()), int(times.max())  # type: ignore[arg-type]
+    if earliest == latest:
+        logger.warning(
+            "%s: every `timestamp` is %d, which orders nothing; give unix seconds, or `position` in its place",
+            *(path, latest),
+        )
+    elif latest < EARLIEST:
+        logger.warning(
+            "%s: the latest `timestamp` is %d, in unix seconds a day of %d; if these are dates (yyyymmdd) or numbers "
+            "of days, make them seconds",
+            *(path, latest, datetime.fromtimestamp(latest, UTC).year),
+        )
+
+
 def _check_known(described: pl.Series, names: pl.Series, items: Path) -> None:
     """Say how many items of the domain have a row in the user's own file; none is an error."""
-    known = int(names.is_in(described.implode()).sum())
-    if not known:
+    known = names.is_in(described.implode()).to_numpy()
+    if not known.any():
         raise UserError(
             f"{items}: none of the domain's {len(names)} items has a row here; are ids written alike? The events have "
             f"{names[0]!r}, this file {described[0] if len(described) else 'no item'!r}"
         )
-    level = logging.WARNING if 2 * known < len(names) else logging.INFO
-    logger.log(level, "%s: %d of %d items have a row", items, known, len(names))
+    log_rows(items, known, names)
 
 
 def to_arrow(frame: pl.DataFrame, schema: pa.Schema) -> pa.Table:

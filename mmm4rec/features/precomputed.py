@@ -9,8 +9,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from mmm4rec.data.parse import warn_of_unread
 from mmm4rec.errors import UserError
-from mmm4rec.features.store import check_missing, read_table, to_matrix, write_features
+from mmm4rec.features.store import check_missing, log_rows, read_table, to_matrix, write_features
 
 logger = logging.getLogger(__name__)
 
@@ -22,51 +23,52 @@ def import_features(settings: dict[str, Any], domain: Path, files: Path | Mappin
         settings: what ``mmm4rec.config.embed_settings`` gives for a domain with ``features``.
         domain: folder of the prepared domain.
         files: a Parquet file with ``item_id`` (raw ids, integers or strings) and ``text``, ``image`` or both: lists of
-            floats of one width, null or no row where an item has none. Or a file each, by ``text`` and ``image``.
+            floats of one width, null or no row where an item has none; a vector of zeros is none. Or a file each, by
+            ``text`` and ``image``.
             Beside ``text`` may stand ``text_dropped``: vectors of the same width, of texts with some of their words
             left out; null where an item has only that of its whole text.
         out: the feature file; float16 stays float16, anything else becomes float32.
 
     Raises:
-        UserError: a file is not as described, fewer than half of the items are found, or features are missing and
-            ``missing_features`` is ``error``.
+        UserError: a file is not as described, all vectors of a column are equal, fewer than half of the items are
+            found, or features are missing and ``missing_features`` is ``error``.
     """
     table = read_table(Path(domain) / "items.parquet", ["item_id", "item"])
     items = table["item"].combine_chunks().cast(pa.string())
     found = np.zeros(len(items), bool)
     values: dict[str, np.ndarray] = {}
     has: dict[str, np.ndarray] = {}
-    for path, columns in _sources(files):
+    sources = _sources(files)
+    for path, columns in sources:
         given = read_table(path)
         modalities = [name for name in columns if name in given.column_names]
         if "item_id" not in given.column_names or not modalities:
             raise UserError(
                 f"{path}: expected columns item_id and {' or '.join(columns)}, found {', '.join(given.column_names)}"
             )
-        known = ["item_id", *columns, *(["text_dropped"] if "text" in modalities else [])]
-        if unused := [name for name in given.column_names if name not in known]:
-            logger.warning("%s: columns that no system reads: %s", path, ", ".join(unused))
+        of_file = [name for other, names in sources if other == path for name in names]
+        warn_of_unread(path, given.column_names, ("item_id", *of_file, "text_dropped"))
+        if "text_dropped" in given.column_names and ("text" not in of_file or "text" not in given.column_names):
+            logger.warning("%s: `text_dropped` is left out; it is read only beside `text` of the same file", path)
         ids = _raw_ids(given["item_id"], path)
         at = pc.index_in(items, value_set=ids)
         match = at.is_valid().to_numpy(zero_copy_only=False)
         row = at.fill_null(0).to_numpy()
         if not match.any():
             raise UserError(f"{path}: no id is an item of {domain} (here {_some(ids)}; there {_some(items)})")
+        log_rows(path, match, items)
         found |= match
         for name in modalities:
-            matrix, present = to_matrix(given[name], ids, f"{path}: column `{name}`")
-            has[name] = match & present[row]
-            values[name] = np.zeros((len(items), matrix.shape[1]), matrix.dtype)
-            values[name][has[name]] = matrix[row[has[name]]]
+            vectors, there = _of_items(given[name], ids, row, match, f"{path}: column `{name}`")
+            values[name] = np.zeros((len(items), vectors.shape[1]), vectors.dtype)
+            values[name][there] = vectors
+            has[name] = there
         if "text_dropped" in given.column_names and "text" in modalities:
             at_column = f"{path}: column `text_dropped`"
-            matrix, present = to_matrix(given["text_dropped"], ids, at_column)
-            there = match & present[row]
+            vectors, there = _of_items(given["text_dropped"], ids, row, match, at_column)
             if there.any():
-                values["text_dropped"] = _of_fewer_words(
-                    values["text"], has["text"], matrix[row[there]], there, items, at_column
-                )
-    where = ", ".join(str(path) for path, _ in _sources(files))
+                values["text_dropped"] = _of_fewer_words(values["text"], has["text"], vectors, there, items, at_column)
+    where = ", ".join(str(path) for path, _ in sources)
     if 2 * found.sum() < len(items):
         raise UserError(
             f"{where}: only {found.sum()} of the {len(items)} items of {domain} are found; are the ids raw ids "
@@ -86,6 +88,36 @@ def import_features(settings: dict[str, Any], domain: Path, files: Path | Mappin
         metadata,
         values.get("text_dropped"),
     )
+
+
+def _of_items(
+    column: pa.ChunkedArray, ids: pa.Array, row: np.ndarray, match: np.ndarray, where: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """The vectors [K, F] of the K items that have one in a column, and which of the items [N] bool those are.
+
+    Args:
+        column: R lists of floats, or nulls.
+        ids: [R] raw ids.
+        row: [N], each item's row.
+        match: [N] bool, which items have a row.
+        where: the file and column, for messages.
+
+    Raises:
+        UserError: the column is not as it should be, or all vectors are equal.
+    """
+    matrix, present = to_matrix(column, ids, where)
+    there = match & present[row]
+    vectors = matrix[row[there]]
+    if zeros := int((~(speaks := vectors.any(axis=1))).sum()):
+        logger.warning(
+            "%s: zeros alone are taken as no features, for %d of %d items; write null where an item has none",
+            *(where, zeros, len(match)),
+        )
+        there[there] = speaks
+        vectors = vectors[speaks]
+    if len(vectors) > 1 and (vectors.min(axis=0) == vectors.max(axis=0)).all():
+        raise UserError(f"{where}: the same vector for all of {len(vectors)} items tells nothing of them; make it anew")
+    return vectors, there
 
 
 def _of_fewer_words(

@@ -19,6 +19,8 @@ from mmm4rec.io import write_parquet
 
 logger = logging.getLogger(__name__)
 
+USUAL_SHARE = 0.95  # of a domain's items that a user's file describes; with fewer, some ids may be mistaken
+
 
 @dataclass(frozen=True)
 class Features:
@@ -124,7 +126,18 @@ def read_table(path: Path, columns: list[str] | None = None, *, without: Collect
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except pa.ArrowInvalid:
-        raise UserError(f"{path}: not a readable Parquet file; write it anew as Parquet") from None
+        raise UserError(f"{path}: {_no_table(path)}") from None
+
+
+def _no_table(path: Path) -> str:
+    """Why Arrow does not read a file."""
+    try:
+        names = pq.read_schema(path).names
+    except pa.ArrowInvalid:
+        names = []
+    if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
+        return f"column `{twice[0]}` stands there {names.count(twice[0])} times; keep one of them"
+    return "not a readable Parquet file; write it anew as Parquet"
 
 
 def to_matrix(column: pa.ChunkedArray, names: Any, where: str) -> tuple[np.ndarray, np.ndarray]:
@@ -154,12 +167,12 @@ def to_matrix(column: pa.ChunkedArray, names: Any, where: str) -> tuple[np.ndarr
         return f"{where}, row {row + 1} (item {names[row]})"
 
     lengths = np.full(len(rows), kind.list_size) if fixed else pc.list_value_length(lists).drop_null().to_numpy()
+    if (empty := lengths == 0).any():
+        raise UserError(f"{at(rows[int(np.argmax(empty))])}: an empty list; write null where an item has no features")
     width = kind.list_size if fixed else int(lengths[0]) if len(rows) else 0
     if (odd := lengths != width).any():
         first = int(np.argmax(odd))
         raise UserError(f"{at(rows[first])}: {lengths[first]} numbers, the rows before have {width}; give one width")
-    if len(rows) and not width:
-        raise UserError(f"{at(rows[0])}: an empty list; write null where an item has no features")
 
     flat = lists.flatten()  # leaves out the slots of nulls, in lists of fixed size too
     if flat.null_count:
@@ -176,6 +189,20 @@ def to_matrix(column: pa.ChunkedArray, names: Any, where: str) -> tuple[np.ndarr
     matrix = np.zeros((len(lists), width), values.dtype)
     matrix[rows] = values
     return matrix, present
+
+
+def log_rows(path: Path, there: np.ndarray, names: Any) -> None:
+    """Say how many items have a row in a user's file: a warning where ids may be mistaken in some of them.
+
+    Args:
+        path: the file.
+        there: [N] bool.
+        names: [N] raw ids, for messages.
+    """
+    known = int(there.sum())
+    lacking = "" if known == len(there) else f", {names[int(np.argmin(there))]!s} is the first without"
+    level = logging.WARNING if known < USUAL_SHARE * len(there) else logging.INFO
+    logger.log(level, "%s: %d of %d items have a row%s", path, known, len(there), lacking)
 
 
 def check_missing(policy: str, has: Mapping[str, np.ndarray], names: Any, where: str) -> None:

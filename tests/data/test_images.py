@@ -232,6 +232,21 @@ def test_a_file_on_disk_is_read_again(tmp_path):
         assert [data for _, data in read_images(tmp_path / "out")] == [picture.read_bytes()]
 
 
+def test_files_that_are_not_there_are_a_warning_that_says_where_paths_start(tmp_path, caplog, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "b.jpg").write_bytes(jpeg())
+    entries = {"a": "http://127.0.0.1:9/a", "b": "b.jpg", "c": "pics/c.jpg", "d": "www.shop.example/d.jpg"}
+    items = write_items(tmp_path / "items.parquet", entries)
+    fetch_images(items, tmp_path / "out", **{**SETTINGS, "offline": True})
+    assert caplog.messages == [
+        f"{tmp_path / 'out'}: pictures whose file is not there: 2, the first pics/c.jpg; relative paths start in the "
+        f"folder where the command runs ({tmp_path}), URLs with https://"
+    ]
+    caplog.clear()
+    fetch_images(write_items(items, {"b": "b.jpg", "none": None}), tmp_path / "out", **SETTINGS)
+    assert not caplog.records
+
+
 def test_a_network_that_is_down_is_no_result(tmp_path):
     items = write_items(tmp_path / "items.parquet", {"a": "http://127.0.0.1:9/a", "b": "http://127.0.0.1:9/b"})
     with pytest.raises(UserError, match="no answer to any of 2 requests; is there a network"):

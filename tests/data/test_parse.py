@@ -72,8 +72,9 @@ def test_truncated_and_missing_files(tmp_path):
 
 
 def test_milliseconds_are_noticed(tmp_path):
-    with pytest.raises(UserError, match="milliseconds"):
-        read_ratings(write(tmp_path / "r.csv", "B1,A1,5.0,1393372800000\n"), 2018).whole()
+    content = "B1,A1,5.0,1393372800\nB1,A2,5.0,1393372800000\n"
+    with pytest.raises(UserError, match=r"line 2: expected item,user,rating,timestamp .* unix seconds as timestamp"):
+        read_ratings(write(tmp_path / "r.csv", content), 2018).whole()
 
 
 # ------------------------------------------------------------------------------------------------ metadata
@@ -178,8 +179,14 @@ def test_own_timestamps_may_be_missing_beside_positions(tmp_path):
         ("user_id,item_id,position\n1,1,1\n1,1,nan\n", "row 2 below the header: `position` is not a number"),
         ("user_id,item_id,timestamp\n1,1,inf\n", "row 1 below the header: `timestamp` is not a number"),
         ("user_id,item_id,timestamp,rating\n1,1,1,good\n", "row 1 below the header: `rating` is not a number"),
-        ("user_id,item_id,timestamp\n1,1,1600000000000\n", "milliseconds"),
-        ("user_id,item_id,timestamp\n1,1,1,1\n", "cannot be read as csv"),
+        ("user_id,item_id,timestamp\n1,1,1\n1,1,1600000000000\n", "row 2 below the header: .* looks like milliseconds"),
+        ("user_id,item_id,timestamp\n1,1,1\n1,1,-1\n1,1,-2\n", "row 2 below the header: `timestamp` is negative"),
+        ("user_id,item_id,timestamp\n1,1,-1600000000000\n", "row 1 below the header: `timestamp` is negative"),
+        (
+            "user_id,item_id,timestamp\n1,1,1\n1,1,1e30\n",
+            "row 2 below the header: `timestamp` is a number beyond 64 bits",
+        ),
+        ("user_id,item_id,timestamp\n1,1,1,1\n", "line 2: 4 cells, the header has 3; put a cell that holds a comma in"),
         ("", "cannot be read as csv"),
     ],
 )
@@ -199,6 +206,95 @@ def test_mistakes_in_own_parquet(tmp_path):
     pl.DataFrame({"user_id": [1.0], "item_id": [1], "position": [0]}).write_parquet(tmp_path / "e.parquet")
     with pytest.raises(UserError, match="`user_id` holds Float64; ids are integers or strings"):
         read_interactions(tmp_path / "e.parquet").whole()
+
+
+@pytest.mark.parametrize(
+    ("time", "message"),
+    [
+        (pl.Series([True]), "`timestamp` holds Boolean; expected unix seconds, or dates and times"),
+        (pl.Series([datetime.timedelta(1)]), "`timestamp` holds Duration"),
+        (pl.Series([2**63], dtype=pl.UInt64), "row 1 below the header: `timestamp` is a number beyond 64 bits"),
+        (pl.Series([datetime.date(1969, 12, 31)]), "row 1 below the header: `timestamp` is negative"),
+    ],
+)
+def test_what_is_no_time_in_own_parquet(tmp_path, time, message):
+    pl.DataFrame({"user_id": [1], "item_id": [1], "timestamp": time}).write_parquet(tmp_path / "e.parquet")
+    with pytest.raises(UserError, match=message):
+        read_interactions(tmp_path / "e.parquet").whole()
+
+
+# ------------------------------------------------------------------------------------------------ broken text files
+
+QUOTES = "a quote within a cell, or one that is not closed; put such a cell in double quotes and double those inside"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('item_id,title\n1,a\n2,7" Knife\n3,b\n', f"line 3: {QUOTES}"),
+        ('item_id,title\n1,2" x 4"\n2,7" Knife\n3,8" Knife\n', f"line 3: {QUOTES}"),
+        ('item_id,title\n1,"Best" Knife\n', f"line 2: {QUOTES}"),
+        ('item_id,title\n1,"a\nb ""c"""\n2,"Best Knife\n3,b\n', f"line 4: {QUOTES}"),
+        ("item_id,title\n1,a\n2,Knife, sharp\n", "line 3: 3 cells, the header has 2; put a cell that holds a comma in"),
+        ('\ufeff"item_id",title\n1,"a,\nb"\n2,Knife, sharp\n', "line 4: 3 cells, the header has 2"),
+        ("item_id,title\n1,a\n2,Müsli\n".encode("latin-1"), "line 3: not UTF-8; save the file as UTF-8"),
+        ("item_id,title,Größe\n1,a,b\n".encode("latin-1"), "line 1: not UTF-8; save the file as UTF-8"),
+        ("item_id,title\n1,a\n".encode("utf-16"), "line 1: not UTF-8; save the file as UTF-8"),
+    ],
+)
+@pytest.mark.parametrize("packed", [False, True])
+def test_the_broken_line_of_an_own_text_file_is_named(tmp_path, content, message, packed):
+    with pytest.raises(UserError, match=rf"i\.csv, {message}"):
+        read_items(write(tmp_path / "i.csv", content, packed))
+
+
+def test_a_tab_in_a_cell_is_told_as_such(tmp_path):
+    with pytest.raises(
+        UserError, match="line 2: 3 cells, the header has 2; put a cell that holds a tab in double quotes"
+    ):
+        read_items(write(tmp_path / "i.tsv", "item_id\ttitle\n1\ta\tb\n"))
+
+
+def test_quotes_that_may_hide_rows_of_a_tsv_are_a_warning(tmp_path, caplog):
+    """In a column that is read or not; a cell with a line break alone cannot hide a row."""
+    for header in ("item_id\ttitle\tbrand", "item_id\tnote\ttitle"):
+        content = f'{header}\n0\t"a\nb"\tx\n1\t"Best Knife\tx\n2\tb\ty\n3\tFork"\tz\n'
+        assert read_items(write(tmp_path / "i.tsv", content))["item"].to_list() == ["0", "1"]
+        message = "i.tsv, row 2 below the header: a cell holds tab and line break (such rows: 1)"
+        assert [message in r.message for r in caplog.records if "tab and line break" in r.message] == [True]
+        caplog.clear()
+    read_items(write(tmp_path / "i.tsv", 'item_id\ttitle\n1\t"a\nb"\n'))
+    assert not caplog.records
+
+
+# ------------------------------------------------------------------------------------------------ misnamed columns
+
+
+def test_columns_that_nothing_reads_are_named_with_the_likely_one(tmp_path, caplog):
+    read_items(write(tmp_path / "i.csv", "item_id,Brand,category,image_url,title,titles,price\n1,a,b,c,d,e,f\n"))
+    assert caplog.messages == [
+        f"{tmp_path / 'i.csv'}: columns that nothing reads: Brand (is it `brand`?), category (is it `categories`?), "
+        "image_url (is it `image`?), titles, price"
+    ]
+    caplog.clear()
+    pl.DataFrame({"user_id": [1], "item_id": [1], "position": [0], "Timestamp": [1]}).write_parquet(
+        tmp_path / "e.parquet"
+    )
+    read_interactions(tmp_path / "e.parquet").whole()
+    assert [m.partition(": ")[2] for m in caplog.messages] == [
+        "columns that nothing reads: Timestamp (is it `timestamp`?)"
+    ]
+
+
+def test_what_is_optional_is_no_warning(tmp_path, caplog):
+    read_interactions(write(tmp_path / "e.csv", "user_id,item_id,timestamp,rating,position\n1,1,1,1,1\n")).whole()
+    read_items(write(tmp_path / "i.csv", "item_id,description\n1,a\n"))
+    assert not caplog.records
+
+
+def test_items_of_which_nothing_is_said_are_a_mistake(tmp_path):
+    with pytest.raises(UserError, match="no column says anything of the items; name one of them title, brand,"):
+        read_items(write(tmp_path / "i.csv", "item_id,titel\n1,a\n"))
 
 
 @pytest.mark.parametrize("order", ["timestamp", "position"])
@@ -222,7 +318,7 @@ def test_mistakes_in_own_items(tmp_path):
         ("image", b"JPEG", "`image` holds Binary; expected strings"),
         ("item_id", "", "row 1 below the header: `item_id` is empty"),
     ):
-        pl.DataFrame({"item_id": ["1"]} | {column: [cell]}).write_parquet(tmp_path / "i.parquet")
+        pl.DataFrame({"item_id": ["1"], "title": ["a"]} | {column: [cell]}).write_parquet(tmp_path / "i.parquet")
         with pytest.raises(UserError, match=message):
             read_items(tmp_path / "i.parquet")
 

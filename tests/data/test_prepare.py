@@ -147,6 +147,42 @@ def test_own_items_that_the_events_do_not_know(tmp_path, caplog):
     assert [r.levelname for r in caplog.records if "1 of 3 items have a row" in r.message] == ["WARNING"]
 
 
+def test_own_items_that_lack_some_of_the_domains(tmp_path, caplog):
+    """Some ids may be written otherwise; above 95 % that is no warning."""
+    caplog.set_level("INFO")
+    ids = list(range(1, 21))
+    events = own(tmp_path, user_id=[1] * 20, item_id=ids, position=ids)
+    for known, level, lacking in ((20, "INFO", ""), (19, "INFO", ", 20 is"), (18, "WARNING", ", 19 is")):
+        caplog.clear()
+        items = own(tmp_path, "items", item_id=ids[:known], title=["a"] * known)
+        prepare(SETTINGS, tmp_path / "out", interactions=events, items=items)
+        said = [(r.levelname, r.message) for r in caplog.records if "have a row" in r.message]
+        assert said == [(level, f"{items}: {known} of 20 items have a row{lacking and lacking + ' the first without'}")]
+
+
+@pytest.mark.parametrize(
+    ("times", "message"),
+    [
+        ([0, 0, 0], "every `timestamp` is 0, which orders nothing; give unix seconds"),
+        ([20200101, 20210101, 20200102], "the latest `timestamp` is 20210101, in unix seconds a day of 1970; if these"),
+        ([18262, 18263, 18264], "the latest `timestamp` is 18264, in unix seconds a day of 1970"),
+        ([5, None, 5], "every `timestamp` is 5"),
+        ([None, None, None], None),
+        ([1, 2, 631_152_000], None),
+    ],
+)
+def test_times_that_are_hardly_unix_seconds_are_a_warning(tmp_path, caplog, times, message):
+    times = pl.Series(times, dtype=pl.Int64)
+    order = {"position": [0, 1, 2]} if times.has_nulls() else {}
+    prepare(
+        SETTINGS,
+        tmp_path / "out",
+        interactions=own(tmp_path, user_id=[1, 1, 2], item_id=[1, 2, 1], timestamp=times, **order),
+    )
+    warnings = [r.message for r in caplog.records if r.levelname == "WARNING"]
+    assert [message and message in w for w in warnings] == [True] * (message is not None)
+
+
 def test_the_released_reading_falls_back_to_the_asin(tmp_path):
     settings = AMAZON | {"text_fields": "title_brand_description"}
     prepare(settings, tmp_path / "out", **amazon(tmp_path, [("B1", "u", 1.0, 1)], [{"asin": "B1", "title": ""}]))
@@ -254,7 +290,8 @@ def test_own_files_in_parts(tmp_path, in_parts, caplog, suffix, order):
     [
         ("user_id,item_id,timestamp\n1,1,1\n2,1,1\n3,1,x\n", "row 3 below the header: `timestamp` is not a number"),
         ("user_id,item_id,timestamp\n1,1,1\n2,1,1\n,1,1\n", "row 3 below the header: `user_id` is empty"),
-        ("user_id,item_id,timestamp\n1,1,1\n1,1,1,1\n", "cannot be read as csv"),
+        ("user_id,item_id,timestamp\n1,1,1\n2,1,1\n3,1,-1\n", "row 3 below the header: `timestamp` is negative"),
+        ("user_id,item_id,timestamp\n1,1,1\n1,1,1,1\n", "line 3: 4 cells, the header has 3"),
     ],
 )
 def test_mistakes_in_parts(tmp_path, in_parts, content, message):

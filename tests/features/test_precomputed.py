@@ -47,12 +47,71 @@ def test_rows_come_into_the_order_of_the_items(domain, tmp_path):
 
 
 def test_what_no_system_reads_is_named(domain, tmp_path, caplog):
-    vectors = [[1.0]] * 4
+    vectors = [[1.0], [2.0], [3.0], [4.0]]
     file = write(
-        tmp_path / "in.parquet", item_id=["x", "9", "10", "11"], image=vectors, text_dropped=vectors, b=vectors
+        tmp_path / "in.parquet", item_id=["x", "9", "10", "11"], image=vectors, text_dropped=vectors, Texts=vectors
     )
     import_features(ZERO, domain, file, tmp_path / "out.parquet")
-    assert caplog.messages[0].endswith("in.parquet: columns that no system reads: text_dropped, b")
+    assert caplog.messages == [
+        f"{file}: columns that nothing reads: Texts (is it `text`?)",
+        f"{file}: `text_dropped` is left out; it is read only beside `text` of the same file",
+    ]
+
+
+def test_one_file_named_for_both_modalities_is_read_whole(domain, tmp_path, caplog):
+    vectors = [[1.0], [2.0], [3.0], [4.0]]
+    file = write(
+        tmp_path / "in.parquet", item_id=["x", "9", "10", "11"], text=vectors, image=vectors, text_dropped=vectors
+    )
+    import_features(ZERO, domain, {"text": file, "image": file}, tmp_path / "out.parquet")
+    assert not caplog.records
+
+
+def test_zeros_are_no_features(domain, tmp_path, caplog):
+    """Those of items that the domain lacks are not counted."""
+    zero = [0.0, 0.0]
+    file = write(
+        tmp_path / "in.parquet",
+        item_id=["x", "unknown", "10", "11", "9"],
+        text=[[4.0, 0], zero, [1, 1], [2, 2], [3, 3]],
+        image=[zero, zero, zero, [1.0, 0], [0.0, 1]],
+        text_dropped=[zero, zero, [5.0, 5], None, [6.0, 6]],
+    )
+    import_features(ZERO, domain, file, tmp_path / "out.parquet")
+    features = read_features(tmp_path / "out.parquet", text_dropped=True)
+    assert features.has_text.tolist() == [True, True, True, True]
+    assert features.has_image.tolist() == [False, True, True, False]
+    assert pq.read_table(tmp_path / "out.parquet")["image"].null_count == 2
+    assert features.text_dropped.tolist() == [[5, 5], [2, 2], [6, 6], [4, 0]]
+    way = "of 4 items; write null where an item has none"
+    assert caplog.messages == [
+        f"{file}: column `image`: zeros alone are taken as no features, for 2 {way}",
+        f"{file}: column `text_dropped`: zeros alone are taken as no features, for 1 {way}",
+    ]
+    with pytest.raises(UserError, match="2 of 4 items have no image features, item 10 first"):
+        import_features(ZERO | {"missing_features": "error"}, domain, file, tmp_path / "out.parquet")
+
+
+def test_one_vector_for_all_items_is_a_mistake(domain, tmp_path):
+    """But of a single item it is none, whatever else stands in the file."""
+    text, same = [[1.0], [2.0], [3.0]], [[7.0, 8.0], [7.0, 8.0], None]
+    file = write(tmp_path / "in.parquet", item_id=["9", "10", "11"], text=text, image=same)
+    with pytest.raises(UserError, match="column `image`: the same vector for all of 2 items tells nothing of them"):
+        import_features(ZERO, domain, file, tmp_path / "out.parquet")
+    file = write(tmp_path / "in.parquet", item_id=["9", "unknown", "11"], text=text, image=same)
+    import_features(ZERO, domain, file, tmp_path / "out.parquet")
+    assert read_features(tmp_path / "out.parquet").has_image.sum() == 1
+
+
+def test_items_without_a_row_are_told_of_each_file(domain, tmp_path, caplog):
+    caplog.set_level("INFO")
+    text = write(tmp_path / "text.parquet", item_id=["9", "10", "11", "x"], text=[[1.0], [2.0], [3.0], [4.0]])
+    image = write(tmp_path / "image.parquet", item_id=["9", "010", "11"], image=[[1.0], [2.0], [3.0]])
+    import_features(ZERO, domain, {"text": text, "image": image}, tmp_path / "out.parquet")
+    assert [(r.levelname, r.message) for r in caplog.records if "have a row" in r.message] == [
+        ("INFO", f"{text}: 4 of 4 items have a row"),
+        ("WARNING", f"{image}: 2 of 4 items have a row, 10 is the first without"),
+    ]
 
 
 @pytest.mark.parametrize("apart", [False, True])
@@ -63,15 +122,15 @@ def test_features_of_texts_with_words_left_out_come_with_the_text(domain, tmp_pa
         tmp_path / "in.parquet",
         item_id=["x", "9", "unknown", "10"],
         text=pa.array([[4.0, 4], [3, 3], [8, 8], None], pa.list_(pa.float16())),
-        text_dropped=pa.array([[0.0, 0], None, [7, 7], None], pa.list_(pa.float16())),
+        text_dropped=pa.array([[5.0, 5], None, [7, 7], None], pa.list_(pa.float16())),
     )
     import_features(ZERO, domain, {"text": file} if apart else file, tmp_path / "out.parquet")
     features = read_features(tmp_path / "out.parquet", text_dropped=True)
     assert features.text.tolist() == [[0, 0], [0, 0], [3, 3], [4, 4]]
-    assert features.text_dropped.tolist() == [[0, 0], [0, 0], [3, 3], [0, 0]]
+    assert features.text_dropped.tolist() == [[0, 0], [0, 0], [3, 3], [5, 5]]
     assert features.text_dropped.dtype == np.float16
     assert "in.parquet: column `text_dropped`: 1 of 4 items have features of fewer words" in caplog.text
-    assert "no system reads" not in caplog.text
+    assert "nothing reads" not in caplog.text
     assert read_features(tmp_path / "out.parquet").text_dropped is None
 
 
@@ -132,7 +191,7 @@ def test_one_modality_alone(domain, tmp_path):
         ({"item_id": ["9", "10"], "text": [[1.0], [float("inf")]]}, r"row 2 \(item 10\): a number that is not finite"),
         ({"item_id": ["9", "b", "c"], "text": [[1.0]] * 3}, "only 1 of the 4 items of .*shop are found"),
         (
-            {"item_id": ["9", "10"], "text": [[1.0]] * 2, "text_dropped": [[1.0, 2.0], None]},
+            {"item_id": ["9", "10"], "text": [[1.0], [2.0]], "text_dropped": [[1.0, 2.0], None]},
             "column `text_dropped`: 2 numbers a row, column `text` has 1; make both",
         ),
         (
@@ -160,7 +219,7 @@ def test_an_image_file_of_another_catalogue_is_refused_although_the_text_fits(do
 
 
 def test_missing_features_as_an_error(domain, tmp_path):
-    file = write(tmp_path / "in.parquet", item_id=["9", "10", "11"], text=[[1.0]] * 3)
+    file = write(tmp_path / "in.parquet", item_id=["9", "10", "11"], text=[[1.0], [2.0], [3.0]])
     with pytest.raises(UserError, match="1 of 4 items have no text features, item x first"):
         import_features({"version": 1, "missing_features": "error"}, domain, file, tmp_path / "out.parquet")
     with pytest.raises(UserError, match=r"none\.parquet: no such file"):

@@ -125,6 +125,8 @@ def test_matrix_of_any_slice_and_kind_of_list(values, random, kind):
         (pa.array([None, [1.0, 1.0], [1e300, 1.0]]), r"row 3 \(item c\): a number that is not finite"),
         (pa.array([[1.0, 2.0], None, [None, 2.0]]), r"row 3 \(item c\): a null among the numbers"),
         (pa.array([[], [], []], pa.list_(pa.float32())), r"row 1 \(item a\): an empty list"),
+        (pa.array([[], [1.0], [2.0]]), r"row 1 \(item a\): an empty list; write null"),
+        (pa.array([[1.0], None, []]), r"row 3 \(item c\): an empty list; write null"),
         (pa.array([1.0, 2.0, 3.0]), "expected a list of floats a row, found double"),
         (pa.array([[1], [2], [3]]), "expected a list of floats a row, found list<"),
     ],
@@ -140,6 +142,10 @@ def test_reading_what_is_no_feature_file(tmp_path):
     (tmp_path / "text.parquet").write_text("no Parquet")
     with pytest.raises(UserError, match=r"text\.parquet: not a readable Parquet file"):
         read_features(tmp_path / "text.parquet")
+    twice = pa.Table.from_arrays([pa.array([1]), pa.array([[1.0]]), pa.array([[2.0]])], ["item_id", "text", "text"])
+    pq.write_table(twice, tmp_path / "twice.parquet")
+    with pytest.raises(UserError, match=r"twice\.parquet: column `text` stands there 2 times; keep one of them"):
+        read_features(tmp_path / "twice.parquet")
     pq.write_table(pa.table({"item_id": [1]}), tmp_path / "other.parquet")
     with pytest.raises(UserError, match="no column has_image, has_text, item;"):
         read_features(tmp_path / "other.parquet")
