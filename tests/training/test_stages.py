@@ -293,8 +293,28 @@ def test_features_are_asked_for_before_training(config, shop, tmp_path):
 def test_features_of_another_domain_are_refused(config, shop, make_domain, tmp_path):
     other = make_domain(sequences(1, items=9), name="other")
     given = features(tmp_path / "other.parquet", other)
-    with pytest.raises(UserError, match="features for 9 items, the domains have 12"):
-        finetune(finetune_settings(config, "mmm4rec", "shop", 1), shop, given, None, tmp_path / "run")
+    settings = finetune_settings(config, "mmm4rec", "shop", 1)
+    with pytest.raises(
+        UserError, match=r"other\.parquet: its 9 items are not the 12 that .*shop has now, in their order"
+    ):
+        finetune(settings, shop, given, None, tmp_path / "run")
+    # as many, of which two have changed places since
+    given, items = features(tmp_path / "shop.parquet", shop), pq.read_table(shop / "items.parquet")
+    names = items["item"].take([1, 0, *range(2, 12)])
+    pq.write_table(items.set_column(1, "item", names), shop / "items.parquet")
+    with pytest.raises(UserError, match=r"shop\.parquet: its 12 items are not .* import the features again"):
+        finetune(settings, shop, given, None, tmp_path / "run")
+
+
+def test_features_of_every_source_in_the_sources_order(config, make_domain, tmp_path):
+    """As many items in all are not enough: users of one source would be shown the features of another."""
+    domains = [make_domain(sequences(1, items=n), name=f"of_{n}") for n in (9, 8)]
+    given = [features(tmp_path / f"{domain.name}.parquet", domain) for domain in domains]
+    settings = pretrain_settings(config, "mmm4rec")
+    with pytest.raises(UserError, match=r"of_8\.parquet: its 8 items are not the 9 that .*of_9 has now"):
+        pretrain(settings, domains, given[::-1], tmp_path / "pre")
+    with pytest.raises(UserError, match="1 files of features for 2 domains; give one for each, in their order"):
+        pretrain(settings, domains, given[:1], tmp_path / "pre")
 
 
 def test_recommendations_in_the_users_own_ids(config, shop, tmp_path):
