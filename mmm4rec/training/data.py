@@ -5,6 +5,8 @@ the flat event arrays, and no prefix is ever copied. What has to be known of a b
 which items they hold) is looked up in the host's copy of the events, so that the host never waits for a GPU.
 """
 
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -242,6 +244,11 @@ def load_catalogue(
 def read_items(domain: Path) -> np.ndarray:
     """Raw ids (str) of the items 1..N of a prepared domain, [N]."""
     return pq.read_table(domain / "items.parquet", columns=["item"])["item"].to_numpy()
+
+
+def items_digest(items: np.ndarray) -> str:
+    """Sha256 over raw ids [N] in their order: which items the numbers 1..N in weights stand for."""
+    return hashlib.sha256(json.dumps(items.tolist()).encode()).hexdigest()
 
 
 def read_attributes(domains: Sequence[Path]) -> Tensor | None:

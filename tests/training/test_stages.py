@@ -298,10 +298,8 @@ def test_features_of_another_domain_are_refused(config, shop, make_domain, tmp_p
         UserError, match=r"other\.parquet: its 9 items are not the 12 that .*shop has now, in their order"
     ):
         finetune(settings, shop, given, None, tmp_path / "run")
-    # as many, of which two have changed places since
-    given, items = features(tmp_path / "shop.parquet", shop), pq.read_table(shop / "items.parquet")
-    names = items["item"].take([1, 0, *range(2, 12)])
-    pq.write_table(items.set_column(1, "item", names), shop / "items.parquet")
+    given = features(tmp_path / "shop.parquet", shop)
+    renamed(shop, ["item-2", "item-1", *(f"item-{i}" for i in range(3, 13))])
     with pytest.raises(UserError, match=r"shop\.parquet: its 12 items are not .* import the features again"):
         finetune(settings, shop, given, None, tmp_path / "run")
 
@@ -330,6 +328,37 @@ def test_recommendations_in_the_users_own_ids(config, shop, tmp_path):
         UserError, match=r"items\.parquet: no such file; run this from the folder that .*run was made in"
     ):
         recommend(tmp_path / "run", ["item-1"], 5)
+
+
+def renamed(domain: Path, names: list[str]) -> None:
+    """The domain with other raw ids."""
+    items = pq.read_table(domain / "items.parquet")
+    pq.write_table(items.set_column(1, "item", [names]), domain / "items.parquet")
+
+
+def test_a_run_is_not_read_with_other_items(config, shop, make_domain, tmp_path):
+    """As many of them: nothing in the weights tells; a run made before items were recorded goes by their shapes."""
+    run = tmp_path / "run"
+    finetune(finetune_settings(config, "sasrec", "shop", 1), shop, None, None, run)
+    names = [f"item-{i}" for i in range(1, 13)]
+    best = recommend(run, ["item-1", "item-2"], 5)
+    renamed(shop, ["item-0", *names[:-1]])  # a new item, and the last one gone
+    (tmp_path / "histories.csv").write_text("user_id,item_id,timestamp\n1,item-1,3\n")
+    for ask in (lambda: recommend(run, ["item-1"], 5), lambda: recommend_all(run, tmp_path / "histories.csv", 5)):
+        with pytest.raises(
+            UserError, match=r"run was made of another state of .*shop, with other items; train it again"
+        ):
+            ask()
+    renamed(shop, names)
+    assert recommend(run, ["item-1", "item-2"], 5) == best
+    made = json.loads((run / "environment.json").read_text())
+    del made["items_sha256"]
+    (run / "environment.json").write_text(json.dumps(made))
+    assert recommend(run, ["item-1", "item-2"], 5) == best
+    shop.rename(tmp_path / "before")
+    make_domain(sequences(0, items=11), name="shop")
+    with pytest.raises(UserError, match=r"run: its weights do not fit .*shop and its features as they are now; train"):
+        recommend(run, ["item-1"], 5)
 
 
 @pytest.mark.parametrize("brands", [None, [f"brand {i % 3}" for i in range(12)]])
