@@ -9,7 +9,7 @@ import polars as pl
 import torch
 from torch import Tensor
 
-from mmm4rec.data.parse import read_interactions
+from mmm4rec.data.parse import LATEST, read_interactions
 from mmm4rec.errors import UserError
 from mmm4rec.evaluation.ranking import ROWS_AT_ONCE, seen
 from mmm4rec.io import read_json, write_parquet, write_text
@@ -48,8 +48,8 @@ def recommend(run: Path, history: list[str], k: int, times: list[int] | None = N
         times: unix seconds of the history; without them a time-aware system takes its without-time form.
 
     Raises:
-        UserError: an item is unknown, times are not as many as items or not in their order, the run is not finished or
-            a pre-training, or its domain is gone or has other items by now.
+        UserError: an item is unknown, times are not as many as items, not in their order or no unix seconds, the run is
+            not finished or a pre-training, or its domain is gone or has other items by now.
     """
     trained = _load(run)
     if not history:
@@ -58,6 +58,10 @@ def recommend(run: Path, history: list[str], k: int, times: list[int] | None = N
         raise UserError(f"{len(times)} times for {len(history)} items of the history; give one for each")
     if times is not None and times != sorted(times):
         raise UserError("times of a history go from the oldest event to the newest; sort it by them")
+    if times and not 0 <= times[0] <= times[-1] <= LATEST:
+        raise UserError(
+            f"times of a history are unix seconds since 1970, found {times[0]} to {times[-1]}; divide milliseconds by 1000"
+        )
     asked = pl.DataFrame({"item": history}, {"item": pl.String}).with_columns(
         user=0, timestamp=pl.Series(times, dtype=pl.Int64) if times else pl.lit(None, pl.Int64)
     )

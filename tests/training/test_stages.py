@@ -389,6 +389,9 @@ def test_recommendations_of_a_time_aware_system(config, make_domain, tmp_path):
         recommend(tmp_path / "run", history, 3, [1, 2])
     with pytest.raises(UserError, match="from the oldest event to the newest"):
         recommend(tmp_path / "run", history, 3, [9000, 10, 0])
+    for times in ([-1, 0, 1], [1, 2, 1_400_000_000_000], [1, 2, 2**63]):
+        with pytest.raises(UserError, match=f"unix seconds since 1970, found {times[0]} to {times[-1]}; divide"):
+            recommend(tmp_path / "run", history, 3, times)
 
 
 @pytest.mark.parametrize("timed", [False, True])
