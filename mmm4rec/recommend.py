@@ -60,7 +60,8 @@ def recommend(run: Path, history: list[str], k: int, times: list[int] | None = N
         raise UserError("times of a history go from the oldest event to the newest; sort it by them")
     if times and not 0 <= times[0] <= times[-1] <= LATEST:
         raise UserError(
-            f"times of a history are unix seconds since 1970, found {times[0]} to {times[-1]}; divide milliseconds by 1000"
+            f"times of a history are unix seconds since 1970, found {times[0]} to {times[-1]}; divide milliseconds by "
+            "1000"
         )
     asked = pl.DataFrame({"item": history}, {"item": pl.String}).with_columns(
         user=0, timestamp=pl.Series(times, dtype=pl.Int64) if times else pl.lit(None, pl.Int64)
@@ -69,7 +70,8 @@ def recommend(run: Path, history: list[str], k: int, times: list[int] | None = N
     if len(known) < len(asked):
         unknown = asked.filter(~pl.col("item").is_in(trained.items.implode()))["item"]
         raise UserError(
-            f"unknown items in the history: {', '.join(unknown)}; {run} knows those of {_items_file(_settings(run))}"
+            f"unknown items in the history: {', '.join(map(repr, unknown))}; {run} knows those of "
+            f"{_items_file(_settings(run))}; ids that are hard to write here can stand in a file, `--histories`"
         )
     best = _best(trained, known, k)
     return list(best.select("item_id", "score").iter_rows())

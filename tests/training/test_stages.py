@@ -321,8 +321,8 @@ def test_recommendations_in_the_users_own_ids(config, shop, tmp_path):
     assert len(best) == 5
     assert not {"item-1", "item-2"} & {item for item, _ in best}
     assert [s for _, s in best] == sorted((s for _, s in best), reverse=True)
-    with pytest.raises(UserError, match=r"unknown items in the history: nothing; .*run knows .*items\.parquet"):
-        recommend(tmp_path / "run", ["item-1", "nothing"], 5)
+    with pytest.raises(UserError, match=r"unknown items in the history: 'item-2 '; .*items\.parquet; .* `--histories`"):
+        recommend(tmp_path / "run", ["item-1", "item-2 "], 5)
     (shop / "items.parquet").rename(shop / "gone.parquet")
     with pytest.raises(
         UserError, match=r"items\.parquet: no such file; run this from the folder that .*run was made in"
