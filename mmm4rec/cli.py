@@ -4,6 +4,7 @@ A sub-command imports its module when it runs, so that none waits for what anoth
 can also be given as environment variables, which is how the workflow sets them.
 """
 
+import csv
 import json
 import logging
 import os
@@ -441,7 +442,7 @@ def freeze(
 @app.command()
 def recommend(
     run: Annotated[Path, typer.Argument(help="a run folder, results/runs/<domain>/<system>/seed_<seed>")],
-    history: Annotated[str, typer.Option(help="one user's items, oldest first, separated by commas")] = "",
+    history: Annotated[str, typer.Option(help="one user's items, oldest first, as a line of CSV")] = "",
     k: Annotated[int, typer.Option("-k", min=1, help="how many items")] = 10,
     times: Annotated[str | None, typer.Option(help="unix seconds of the history, separated by commas")] = None,
     histories: Annotated[Path | None, typer.Option(help="instead: a file of events, as own interactions")] = None,
@@ -460,16 +461,20 @@ def recommend(
         check(run)
         return
     try:
-        seconds = None if times is None else [int(part) for part in _parts(times)]
+        seconds = None if times is None else [int(part) for part in _cells("--times", times)]
     except ValueError:
         raise UserError(f"--times: expected whole unix seconds, separated by commas, found {times}") from None
-    for item, score in best(run, _parts(history), k, seconds):
+    for item, score in best(run, _cells("--history", history), k, seconds):
         print(f"{item}\t{score:.4f}")
     check(run)
 
 
-def _parts(text: str) -> list[str]:
-    return [part.strip() for part in text.split(",") if part.strip()]
+def _cells(option: str, text: str) -> list[str]:
+    """Cells of a line of CSV, without blanks after a comma and without empty ones."""
+    try:
+        return [cell for cell in next(csv.reader([text], skipinitialspace=True, strict=True)) if cell]
+    except csv.Error as error:
+        raise UserError(f"{option}: no line of CSV ({error}); double a quote within double quotes") from None
 
 
 @app.command()

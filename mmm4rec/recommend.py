@@ -6,16 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
-import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from mmm4rec.data.parse import read_interactions
+from mmm4rec.data.parse import LATEST, read_interactions
 from mmm4rec.errors import UserError
 from mmm4rec.evaluation.ranking import ROWS_AT_ONCE, seen
 from mmm4rec.io import read_json, write_parquet, write_text
 from mmm4rec.models.base import System, build
-from mmm4rec.training.data import Events, load_catalogue, load_events
+from mmm4rec.training.data import Events, items_digest, load_catalogue, load_events, read_items
 from mmm4rec.training.run import read_weights
 
 log = logging.getLogger(__name__)
@@ -49,8 +48,8 @@ def recommend(run: Path, history: list[str], k: int, times: list[int] | None = N
         times: unix seconds of the history; without them a time-aware system takes its without-time form.
 
     Raises:
-        UserError: an item is unknown, times are not as many as items or not in their order, the run is not finished or
-            a pre-training, or its domain is gone.
+        UserError: an item is unknown, times are not as many as items, not in their order or no unix seconds, the run is
+            not finished or a pre-training, or its domain is gone or has other items by now.
     """
     trained = _load(run)
     if not history:
@@ -59,6 +58,11 @@ def recommend(run: Path, history: list[str], k: int, times: list[int] | None = N
         raise UserError(f"{len(times)} times for {len(history)} items of the history; give one for each")
     if times is not None and times != sorted(times):
         raise UserError("times of a history go from the oldest event to the newest; sort it by them")
+    if times and not 0 <= times[0] <= times[-1] <= LATEST:
+        raise UserError(
+            f"times of a history are unix seconds since 1970, found {times[0]} to {times[-1]}; divide milliseconds by "
+            "1000"
+        )
     asked = pl.DataFrame({"item": history}, {"item": pl.String}).with_columns(
         user=0, timestamp=pl.Series(times, dtype=pl.Int64) if times else pl.lit(None, pl.Int64)
     )
@@ -66,7 +70,8 @@ def recommend(run: Path, history: list[str], k: int, times: list[int] | None = N
     if len(known) < len(asked):
         unknown = asked.filter(~pl.col("item").is_in(trained.items.implode()))["item"]
         raise UserError(
-            f"unknown items in the history: {', '.join(unknown)}; {run} knows those of {_items_file(_settings(run))}"
+            f"unknown items in the history: {', '.join(map(repr, unknown))}; {run} knows those of "
+            f"{_items_file(_settings(run))}; ids that are hard to write here can stand in a file, `--histories`"
         )
     best = _best(trained, known, k)
     return list(best.select("item_id", "score").iter_rows())
@@ -87,7 +92,7 @@ def recommend_all(run: Path, histories: Path, k: int) -> pl.DataFrame:
 
     Raises:
         UserError: the file is not as it should be, the run knows none of its items, the run is not finished or a
-            pre-training, or its domain is gone.
+            pre-training, or its domain is gone or has other items by now.
     """
     trained = _load(run)
     events = read_interactions(histories).whole().with_columns(pl.col("item").cast(pl.String))
@@ -140,18 +145,27 @@ def _items_file(settings: dict[str, Any]) -> Path:
 
 def _load(run: Path) -> Trained:
     """Build a run's system with its weights."""
-    settings = _settings(run)
+    settings, weights = _settings(run), read_weights(run)
     path, features = _items_file(settings), settings["features_path"]
     if not path.exists():
         raise UserError(f"{path}: no such file; run this from the folder that {run} was made in")
-    items = pl.Series(pq.read_table(path, columns=["item"])["item"].to_pylist(), dtype=pl.String)
+    items = read_items(path.parent)
+    made_of = read_json(run / "environment.json").get("items_sha256")  # None: a run made before it was recorded
+    if made_of not in (None, items_digest(items)):
+        raise UserError(f"{run} was made of another state of {path.parent}, with other items; train it again")
     events = load_events([path.parent])
     catalogue = load_catalogue(
         events, [path.parent], [Path(features)] if features else [], settings["reads"], settings["missing_image"]
     )
     system = build(settings["model"], settings["settings"], catalogue).eval()
-    system.load_state_dict(read_weights(run))
-    return Trained(system, items, "time" in settings["reads"] and events.times is not None)
+    try:
+        system.load_state_dict(weights)
+    except RuntimeError:  # names or shapes
+        raise UserError(
+            f"{run}: its weights do not fit {path.parent} and its features as they are now; train it again"
+        ) from None
+    names = pl.Series(items.tolist(), dtype=pl.String)
+    return Trained(system, names, "time" in settings["reads"] and events.times is not None)
 
 
 def _numbered(trained: Trained, events: pl.DataFrame) -> pl.DataFrame:

@@ -223,6 +223,18 @@ def test_recommend_prints_a_line_an_item(monkeypatch, calls):
     assert "--times: expected whole unix seconds" in run(*timed, "5,x").stderr
 
 
+def test_ids_of_a_history_are_cells_of_csv(monkeypatch, calls):
+    calls("mmm4rec.cli.check")
+    asked = []
+    monkeypatch.setattr("mmm4rec.recommend.recommend", lambda run, history, k, times: asked.append(history) or [])
+    for history in ('"x,y 1",b', '" a ", "say ""x""",5" pipe', "a,,b, "):
+        assert run("recommend", "r", "--history", history).exit_code == 0
+    assert asked == [["x,y 1", "b"], [" a ", 'say "x"', '5" pipe'], ["a", "b"]]
+    for history in ('"x,y', '"x"y'):
+        assert "error: --history: no line of CSV (" in run("recommend", "r", "--history", history).stderr
+    assert len(asked) == 3
+
+
 def test_recommend_writes_those_of_many_users(calls, monkeypatch, tmp_path):
     calls("mmm4rec.cli.check")
     table = pl.DataFrame({"user_id": ["a"], "item_id": ["x"]})

@@ -11,7 +11,7 @@ from itertools import accumulate
 from typing import Any, ClassVar, cast
 
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from mmm4rec.nn.losses import full_cross_entropy, in_batch_cross_entropy
@@ -22,7 +22,7 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    max_length: int = 50
+    max_length: int = Field(50, ge=1)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,8 @@ the flat event arrays, and no prefix is ever copied. What has to be known of a b
 which items they hold) is looked up in the host's copy of the events, so that the host never waits for a GPU.
 """
 
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -202,7 +204,8 @@ def load_catalogue(
         text_dropped: it takes features of texts with words left out, too.
 
     Raises:
-        UserError: the system reads features and none are given, or the domains' features do not fit together.
+        UserError: the system reads features and none are given, or they are not those of the domains' items in their
+            order, or do not fit together.
     """
     known = Catalogue(
         n_items=events.n_items,
@@ -216,20 +219,36 @@ def load_catalogue(
         return known
     if not features:
         raise UserError(f"this system reads {', '.join(reads)}: give it the domain's features")
+    if len(features) != len(domains):
+        raise UserError(
+            f"{len(features)} files of features for {len(domains)} domains; give one for each, in their order"
+        )
     parts = [read_features(path, text_dropped=text_dropped) for path in features]
+    for path, part, domain in zip(features, parts, domains, strict=True):
+        items = read_items(domain)
+        if not np.array_equal(part.items, items):
+            raise UserError(
+                f"{path}: its {len(part.items)} items are not the {len(items)} that {domain} has now, in their order; "
+                "import the features again, or make them with `mmm4rec embed`"
+            )
     text, has_text = _stack([(p.text, p.has_text) for p in parts], features)
     image, has_image = _stack([(p.image, p.has_image) for p in parts], features)
-    if len(has_text) != events.n_items + 1:
-        names = ", ".join(map(str, features))
-        raise UserError(
-            f"{names}: features for {len(has_text) - 1} items, the domains have {events.n_items}; rebuild them"
-        )
     text, image = (text if "text" in reads else None), (image if "image" in reads else None)
     dropped = None
     if any(p.text_dropped is not None for p in parts):
         whole_or_not = [(p.text if p.text_dropped is None else p.text_dropped, p.has_text) for p in parts]
         dropped, _ = _stack(whole_or_not, features)
     return replace(known, text=text, image=image, has_text=has_text, has_image=has_image, text_dropped=dropped)
+
+
+def read_items(domain: Path) -> np.ndarray:
+    """Raw ids (str) of the items 1..N of a prepared domain, [N]."""
+    return pq.read_table(domain / "items.parquet", columns=["item"])["item"].to_numpy()
+
+
+def items_digest(items: np.ndarray) -> str:
+    """Sha256 over raw ids [N] in their order: which items the numbers 1..N in weights stand for."""
+    return hashlib.sha256(json.dumps(items.tolist()).encode()).hexdigest()
 
 
 def read_attributes(domains: Sequence[Path]) -> Tensor | None:

@@ -81,8 +81,12 @@ def resolve_device(device: str) -> torch.device:
     """``auto`` is a GPU where there is one.
 
     Raises:
-        UserError: ``cuda`` is asked for and not there.
+        UserError: it is none of ``auto``, ``cpu`` and ``cuda``, or ``cuda`` is asked for and not there.
     """
+    if device not in ("auto", "cpu", "cuda"):
+        raise UserError(
+            f"device: {device} is none of auto, cpu and cuda; one of several GPUs is chosen by CUDA_VISIBLE_DEVICES"
+        )
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda" and not torch.cuda.is_available():

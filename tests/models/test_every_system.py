@@ -8,7 +8,7 @@ import torch
 from small_systems import LEARNING, N_ITEMS, catalogue, rows, small, small_settings
 from torch.nn import Embedding, functional
 
-from mmm4rec.config import StageSettings, read_system
+from mmm4rec.config import StageSettings, read_system, system_keys
 from mmm4rec.errors import UserError
 from mmm4rec.evaluation.ranking import rank_targets
 from mmm4rec.models.base import Catalogue, build, model_class
@@ -337,3 +337,9 @@ def test_without_features_it_says_so(key):
 def test_without_times_it_says_so_where_they_are_required(key):
     with pytest.raises(UserError, match="require"):
         small(key, catalogue(times=False), use_time="require")
+
+
+@pytest.mark.parametrize("key", system_keys())
+def test_a_row_has_at_least_one_position(key):
+    with pytest.raises(UserError, match="max_length: Input should be greater than or equal to 1"):
+        small(key, max_length=0)

@@ -39,7 +39,7 @@ def domain(tmp_path_factory: pytest.TempPathFactory) -> tuple[Events, Catalogue]
     settings = embed_settings(CONFIG, DOMAIN)
     embed(settings, root / DOMAIN, images, encoder, out, state=None, device="cpu", batch_size=64)
     events = load_events([root / DOMAIN])
-    return events, load_catalogue(events, [], [out], ["text", "image", "time"], "zero")
+    return events, load_catalogue(events, [root / DOMAIN], [out], ["text", "image", "time"], "zero")
 
 
 def ndcg(events: Events, catalogue: Catalogue, **changes: object) -> float:

@@ -258,6 +258,12 @@ def test_cuda_asked_for_and_not_there(monkeypatch):
     assert resolve_device("auto").type == "cpu"
 
 
+@pytest.mark.parametrize("device", ["gpu", "cuda:1", ""])
+def test_a_device_of_another_name(device):
+    with pytest.raises(UserError, match=f"device: {device} is none of auto, cpu and cuda; .* CUDA_VISIBLE_DEVICES"):
+        resolve_device(device)
+
+
 def test_chunks_of_similar_length_change_no_user_vector(events, monkeypatch):
     system = fresh(events).eval()
     rows = events.batch(events.all_rows(), 6)

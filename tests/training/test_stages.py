@@ -293,8 +293,26 @@ def test_features_are_asked_for_before_training(config, shop, tmp_path):
 def test_features_of_another_domain_are_refused(config, shop, make_domain, tmp_path):
     other = make_domain(sequences(1, items=9), name="other")
     given = features(tmp_path / "other.parquet", other)
-    with pytest.raises(UserError, match="features for 9 items, the domains have 12"):
-        finetune(finetune_settings(config, "mmm4rec", "shop", 1), shop, given, None, tmp_path / "run")
+    settings = finetune_settings(config, "mmm4rec", "shop", 1)
+    with pytest.raises(
+        UserError, match=r"other\.parquet: its 9 items are not the 12 that .*shop has now, in their order"
+    ):
+        finetune(settings, shop, given, None, tmp_path / "run")
+    given = features(tmp_path / "shop.parquet", shop)
+    renamed(shop, ["item-2", "item-1", *(f"item-{i}" for i in range(3, 13))])
+    with pytest.raises(UserError, match=r"shop\.parquet: its 12 items are not .* import the features again"):
+        finetune(settings, shop, given, None, tmp_path / "run")
+
+
+def test_features_of_every_source_in_the_sources_order(config, make_domain, tmp_path):
+    """As many items in all are not enough: users of one source would be shown the features of another."""
+    domains = [make_domain(sequences(1, items=n), name=f"of_{n}") for n in (9, 8)]
+    given = [features(tmp_path / f"{domain.name}.parquet", domain) for domain in domains]
+    settings = pretrain_settings(config, "mmm4rec")
+    with pytest.raises(UserError, match=r"of_8\.parquet: its 8 items are not the 9 that .*of_9 has now"):
+        pretrain(settings, domains, given[::-1], tmp_path / "pre")
+    with pytest.raises(UserError, match="1 files of features for 2 domains; give one for each, in their order"):
+        pretrain(settings, domains, given[:1], tmp_path / "pre")
 
 
 def test_recommendations_in_the_users_own_ids(config, shop, tmp_path):
@@ -303,13 +321,44 @@ def test_recommendations_in_the_users_own_ids(config, shop, tmp_path):
     assert len(best) == 5
     assert not {"item-1", "item-2"} & {item for item, _ in best}
     assert [s for _, s in best] == sorted((s for _, s in best), reverse=True)
-    with pytest.raises(UserError, match=r"unknown items in the history: nothing; .*run knows .*items\.parquet"):
-        recommend(tmp_path / "run", ["item-1", "nothing"], 5)
+    with pytest.raises(UserError, match=r"unknown items in the history: 'item-2 '; .*items\.parquet; .* `--histories`"):
+        recommend(tmp_path / "run", ["item-1", "item-2 "], 5)
     (shop / "items.parquet").rename(shop / "gone.parquet")
     with pytest.raises(
         UserError, match=r"items\.parquet: no such file; run this from the folder that .*run was made in"
     ):
         recommend(tmp_path / "run", ["item-1"], 5)
+
+
+def renamed(domain: Path, names: list[str]) -> None:
+    """The domain with other raw ids."""
+    items = pq.read_table(domain / "items.parquet")
+    pq.write_table(items.set_column(1, "item", [names]), domain / "items.parquet")
+
+
+def test_a_run_is_not_read_with_other_items(config, shop, make_domain, tmp_path):
+    """As many of them: nothing in the weights tells; a run made before items were recorded goes by their shapes."""
+    run = tmp_path / "run"
+    finetune(finetune_settings(config, "sasrec", "shop", 1), shop, None, None, run)
+    names = [f"item-{i}" for i in range(1, 13)]
+    best = recommend(run, ["item-1", "item-2"], 5)
+    renamed(shop, ["item-0", *names[:-1]])  # a new item, and the last one gone
+    (tmp_path / "histories.csv").write_text("user_id,item_id,timestamp\n1,item-1,3\n")
+    for ask in (lambda: recommend(run, ["item-1"], 5), lambda: recommend_all(run, tmp_path / "histories.csv", 5)):
+        with pytest.raises(
+            UserError, match=r"run was made of another state of .*shop, with other items; train it again"
+        ):
+            ask()
+    renamed(shop, names)
+    assert recommend(run, ["item-1", "item-2"], 5) == best
+    made = json.loads((run / "environment.json").read_text())
+    del made["items_sha256"]
+    (run / "environment.json").write_text(json.dumps(made))
+    assert recommend(run, ["item-1", "item-2"], 5) == best
+    shop.rename(tmp_path / "before")
+    make_domain(sequences(0, items=11), name="shop")
+    with pytest.raises(UserError, match=r"run: its weights do not fit .*shop and its features as they are now; train"):
+        recommend(run, ["item-1"], 5)
 
 
 @pytest.mark.parametrize("brands", [None, [f"brand {i % 3}" for i in range(12)]])
@@ -340,6 +389,9 @@ def test_recommendations_of_a_time_aware_system(config, make_domain, tmp_path):
         recommend(tmp_path / "run", history, 3, [1, 2])
     with pytest.raises(UserError, match="from the oldest event to the newest"):
         recommend(tmp_path / "run", history, 3, [9000, 10, 0])
+    for times in ([-1, 0, 1], [1, 2, 1_400_000_000_000], [1, 2, 2**63]):
+        with pytest.raises(UserError, match=f"unix seconds since 1970, found {times[0]} to {times[-1]}; divide"):
+            recommend(tmp_path / "run", history, 3, times)
 
 
 @pytest.mark.parametrize("timed", [False, True])
