@@ -17,11 +17,12 @@ import typer
 from typer.core import TyperGroup
 
 from mmm4rec import __version__
-from mmm4rec.config import json_schema, load_config, read_system, read_yaml, system_keys, uses_gpu
+from mmm4rec.config import json_schema, load_config, read_system, system_keys, uses_gpu
 from mmm4rec.data.registry import Edition, Kind
 from mmm4rec.errors import UserError
 from mmm4rec.io import write_text
 from mmm4rec.provenance import check
+from mmm4rec.reading import read_yaml
 
 log = logging.getLogger("mmm4rec")
 
@@ -275,8 +276,11 @@ def plan(
     from mmm4rec.planning.cost import make_plan
     from mmm4rec.planning.rates import latest, read_rates
     from mmm4rec.planning.show import print_plan, write_plan
+    from mmm4rec.preflight import check_files, check_settings
 
     config = load_config("config.yaml", *configfile)
+    check_settings(config)
+    check_files(config)
     known = latest(read_rates(), read_rates(rates) if rates else [])
     gpu = uses_gpu(config) if device in (None, "auto") else device != "cpu"
     name = device if device not in (None, "auto", "cpu", "cuda") else ""

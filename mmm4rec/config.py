@@ -7,28 +7,29 @@ This module imports neither torch nor polars: the workflow reads it at every cal
 
 import shutil
 from collections.abc import Mapping
-from difflib import get_close_matches
 from functools import lru_cache
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Discriminator,
     Field,
     PositiveInt,
     StringConstraints,
+    Tag,
     TypeAdapter,
-    ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
 
 from mmm4rec.data.registry import Edition, Kind, paper_name, raw_path
 from mmm4rec.errors import UserError
+from mmm4rec.reading import is_it, read_yaml, validated
 from mmm4rec.versions import VERSIONS
 
 SYSTEMS_DIR = Path(__file__).resolve().parent.parent / "config" / "systems"
@@ -77,6 +78,14 @@ class FeatureFiles(Strict):
         return self
 
 
+OneFile = Annotated[Path, Tag("(one file)")]
+FileEach = Annotated[FeatureFiles, Tag("(a file each)")]
+#: which of the two is told by the form, so that a mistake in one is not told of the other too
+Features = Annotated[
+    OneFile | FileEach, Discriminator(lambda v: "(one file)" if isinstance(v, str | Path) else "(a file each)")
+]
+
+
 class Domain(Strict):
     """One catalogue with its users: a category of Amazon Reviews, or the user's own files."""
 
@@ -88,14 +97,19 @@ class Domain(Strict):
     items: Path | None = Field(
         None, description="item_id and any of title, brand, categories, description, text, image"
     )
-    features: Path | FeatureFiles | None = Field(None, description="precomputed: item_id, text, image; null is missing")
+    features: Features | None = Field(None, description="precomputed: item_id, text, image; null is missing")
     k_core: int = Field(5, ge=0, description="every user and item keeps at least this many events; 0 takes all events")
     missing_features: Literal["zero", "error"] = Field("zero", description="what to do about items without features")
 
     @model_validator(mode="after")
     def _one_source(self) -> "Domain":
-        if (self.amazon is None) == (self.interactions is None):
-            raise ValueError("name either `amazon` or `interactions`, not both and not neither")
+        if self.amazon is None and self.interactions is None:
+            raise ValueError("name `amazon` or `interactions`")
+        if self.amazon is not None and self.interactions is not None:
+            raise ValueError(
+                f"`interactions` and `amazon` ({self.amazon}) are both there: keep one; if you wrote no `amazon`, "
+                "config.yaml has a domain of this name already: give yours another"
+            )
         if self.amazon is not None and self.items is not None:
             raise ValueError("`items` belongs to own `interactions`; an Amazon category brings its own metadata")
         return self
@@ -152,7 +166,7 @@ def _no_duplicates(values: Any) -> Any:
 
 
 Names = Annotated[list[str], BeforeValidator(_no_duplicates)]
-Seeds = Annotated[list[Annotated[int, Field(ge=0)]], BeforeValidator(_no_duplicates)]
+Seeds = Annotated[list[Annotated[int, Field(ge=0, le=2**63 - 1)]], BeforeValidator(_no_duplicates)]
 
 
 class Fig2(Strict):
@@ -211,6 +225,15 @@ class Config(Strict):
         {}, description="overrides of systems' settings, by system key; variants inherit them"
     )
 
+    @field_validator(*STAGES, mode="before")
+    @classmethod
+    def _for_all_systems(cls, values: Any, info: ValidationInfo) -> Any:
+        """What is known in the block of the same name of a single system is no misspelling."""
+        for key in values if isinstance(values, Mapping) else ():
+            if key in StageSettings.model_fields and key not in StageOverrides.model_fields:
+                raise ValueError(f"`{key}` is set a system at a time: settings.<system>.{info.field_name}.{key}")
+        return values
+
     @model_validator(mode="after")
     def _names_exist(self) -> "Config":
         for key in ("sources", "targets"):
@@ -227,8 +250,13 @@ class Config(Strict):
                 )
         for table in (4, 6):
             for name in getattr(self, f"table{table}").targets or ():
-                if name not in self.domains and f"table{table}" in self.model_fields_set:
+                if name not in self.domains:
                     raise ValueError(f"`table{table}` names the domain {name!r}, which `domains` does not define")
+                # config.yaml names some of the paper's, also below a file with other targets
+                if name not in self.targets and paper_name(self.domains[name].amazon or "") != name:
+                    raise ValueError(
+                        f"`table{table}` names the domain {name!r}, which `targets` does not: add it there"
+                    )
         for one, other in product(self.sources, self.targets):
             if one == other:
                 raise ValueError(f"{one} cannot be in `sources` and in `targets`: the test items would leak")
@@ -236,7 +264,7 @@ class Config(Strict):
                 raise ValueError(f"the source {one} has the events of the target {other}: the test items would leak")
         for name in [*self.systems, *self.settings]:
             if name not in system_keys():
-                raise ValueError(f"unknown system {name!r}; known: {', '.join(system_keys())}")
+                raise ValueError(_unknown_system(name))
         own = [name for name in [*self.sources, *self.targets] if self.domains[name].features is not None]
         if own and self.data_switches["missing_image"] == "white":
             raise ValueError(
@@ -248,8 +276,8 @@ class Config(Strict):
     def _same_data(self, one: str, other: str) -> bool:
         """Whether two names stand for the same events, of either edition."""
         a, b = self.domains[one], self.domains[other]
-        own = a.interactions is not None and a.interactions == b.interactions
-        return own or (a.amazon is not None and a.amazon == b.amazon)
+        files = [spec.interactions.resolve() for spec in (a, b) if spec.interactions]  # one file has many spellings
+        return (len(files) == 2 and files[0] == files[1]) or (a.amazon is not None and a.amazon == b.amazon)
 
     @property
     def data_switches(self) -> dict[str, Any]:
@@ -320,6 +348,10 @@ def system_keys() -> list[str]:
     return sorted(keys, key=lambda key: SYSTEM_ORDER.index(key) if key in SYSTEM_ORDER else len(SYSTEM_ORDER))
 
 
+def _unknown_system(name: str) -> str:
+    return f"unknown system {name!r}; {is_it(name, system_keys()) or 'known: ' + ', '.join(system_keys())}"
+
+
 def _merge(base: Any, over: Any) -> Any:
     """Merge dictionaries, key by key; anything else is replaced."""
     if isinstance(base, Mapping) and isinstance(over, Mapping):
@@ -359,7 +391,7 @@ def _lineage(key: str) -> list[tuple[str, dict[str, Any]]]:
             raise UserError(f"{SYSTEMS_DIR / files[0][0]}.yaml: `base` goes round in a circle: {circle}")
         path = SYSTEMS_DIR / f"{key}.yaml"
         if not path.exists():
-            raise UserError(f"unknown system {key!r}; known: {', '.join(system_keys())}")
+            raise UserError(_unknown_system(key))
         own = dict(_settings_file(path, path.stat().st_mtime_ns))
         files.append((key, own))
         key = own.pop("base", None)
@@ -367,39 +399,6 @@ def _lineage(key: str) -> list[tuple[str, dict[str, Any]]]:
 
 
 # ------------------------------------------------------------------------------------------------ reading
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Read a YAML mapping.
-
-    Raises:
-        UserError: the file is missing, is not YAML or is not a mapping.
-    """
-    try:
-        value = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: expected keys and values, found {type(value).__name__}")
-    return value
-
-
-def validated(model: type[Any], value: Any, origin: object) -> Any:
-    """Validate ``value`` and turn pydantic's report into one sentence a key."""
-    try:
-        return model.model_validate(value)
-    except ValidationError as error:
-        lines = []
-        for item in error.errors():
-            key = ".".join(str(part) for part in item["loc"])
-            text = item["msg"].removeprefix("Value error, ")
-            if item["type"] == "extra_forbidden":
-                near = get_close_matches(key, model.model_fields, 1) if len(item["loc"]) == 1 else []
-                text = f"unknown key; {f'is it `{near[0]}`?' if near else 'check its spelling'}"
-            lines.append(f"{key}: {text}" if key else text)
-        raise UserError(f"{origin}: " + "; ".join(lines)) from None
 
 
 def load_config(path: Path | str = "config.yaml", *more: Path | str) -> Config:
@@ -422,11 +421,13 @@ def parse_config(values: Mapping[str, Any], origin: object = "configuration") ->
     """
     config: Config = validated(Config, dict(values), origin)
     try:
-        systems = {key: resolve_system(config, key) for key in config.systems}
+        for key in dict.fromkeys([*config.settings, *config.systems]):  # what was written, before what inherits it
+            resolve_system(config, key)
     except UserError as error:
         raise UserError(f"{origin}: {error}") from None
-    readers = [key for key, system in systems.items() if not {"text", "image"}.isdisjoint(system.reads)]
+    readers = [key for key in config.systems if reads_features(config, key)]
     _check_items(config, readers, origin)
+    _check_transfer(config, readers, origin)
     return config
 
 
@@ -439,6 +440,20 @@ def _check_items(config: Config, readers: list[str], origin: object) -> None:
                 f"{origin}: domains.{name} has neither `items` nor `features`, and {', '.join(readers)} read text or "
                 "images: name one of the two, or take systems that read ids alone"
             )
+
+
+def _check_transfer(config: Config, readers: list[str], origin: object) -> None:
+    """What is learned of features is carried over to features of the same encoder alone."""
+    transferring = [key for key in readers if pretrain_key(config, key)]
+    own: dict[bool, list[str]] = {True: [], False: []}
+    for name in [*config.sources, *config.targets]:
+        own[config.domains[name].features is not None].append(name)
+    if transferring and own[True] and own[False]:
+        raise UserError(
+            f"{origin}: own `features` for {', '.join(own[True])} and none for {', '.join(own[False])}: systems that "
+            f"transfer ({', '.join(transferring)}) need features of one encoder, so give own ones to all of `sources` "
+            "and `targets` or to none, or set `sources: []`"
+        )
 
 
 def json_schema() -> dict[str, Any]:
@@ -457,7 +472,8 @@ def resolve_system(config: Config, key: str) -> SystemFile:
     known = values["added"] | values["settings"]
     unknown = sorted(set(own) - set(STAGES) - set(known))
     if unknown:
-        raise UserError(f"settings.{key}.{unknown[0]}: unknown key; known: {', '.join([*known, *STAGES])}")
+        near = is_it(unknown[0], [*known, *STAGES]) or f"known: {', '.join([*known, *STAGES])}"
+        raise UserError(f"settings.{key}.{unknown[0]}: unknown key; {near}")
     if config.preset == "released":
         values["settings"] |= values["released"]
         if values["pretrain"]:
@@ -629,13 +645,13 @@ def truncation_settings(config: Config, system: str, domain: str, last: int, see
 def result_settings(config: Config) -> dict[str, Any]:
     """The configuration without what changes no result: devices, folders, ways to fetch, domains that are not used."""
     without = {"device", "pretrain_devices", "offline", "gate", "results", "raw"}
-    if config.fig2.domain not in config.domains:  # the paper's, of which nothing is made
+    if not figure2_unasked(config):  # the paper's, most likely, of which nothing is made
         without.add("fig2")
     images, encoder = {"concurrency", "timeout", "tries"}, {"batch_size", "folder"}
     values = config.model_dump(
         mode="json", exclude={**dict.fromkeys(without, True), "images": images, "encoder": encoder}
     )
-    used = {*config.sources, *config.targets, config.fig2.domain}
+    used = {*config.sources, *config.targets}
     for table in ("table4", "table6"):
         if (chosen := values[table]["targets"]) is not None:
             values[table]["targets"] = [name for name in chosen if name in used]

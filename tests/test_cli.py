@@ -51,7 +51,7 @@ def test_schema_is_printed_or_written(tmp_path):
     assert json.loads((tmp_path / "s.json").read_text()) == json_schema()
 
 
-@pytest.mark.parametrize("command", [["systems"], ["plan", "--configfile", str(ROOT / "config/demo.yaml")]])
+@pytest.mark.parametrize("command", [["systems"], ["plan", "--configfile", "config/examples/released.yaml"]])
 def test_looking_things_up_imports_nothing_heavy(command):
     code = (
         "import sys; from mmm4rec.cli import app\n"

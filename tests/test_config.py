@@ -33,6 +33,7 @@ from mmm4rec.config import (
     truncation_settings,
 )
 from mmm4rec.errors import UserError
+from mmm4rec.reading import read_yaml
 from mmm4rec.versions import VERSIONS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -119,7 +120,10 @@ def test_preset_sets_switches_and_own_choices_win():
     [
         ({"sedes": [1]}, "sedes: unknown key; is it `seeds`?"),
         ({"colour": "red"}, "colour: unknown key; check its spelling"),
-        ({"domains": {"shop": {"interaction": "x.csv"}}}, "domains.shop.interaction: unknown key"),
+        (
+            {"domains": {"shop": {"interaction": "x.csv"}}},
+            "domains.shop.interaction: unknown key; is it `interactions`?",
+        ),
         ({"targets": ["shoop"]}, "`targets` names the domain 'shoop', which `domains` does not define (shop, food)"),
         ({"sources": ["music"]}, "`sources` names the domain 'music'"),
         ({"sources": ["shop"]}, "shop cannot be in `sources` and in `targets`: the test items would leak"),
@@ -132,8 +136,17 @@ def test_preset_sets_switches_and_own_choices_win():
             "the source again has the events of the target shop: the test items would leak",
         ),
         ({"table6": {"targets": ["shoop"]}}, "`table6` names the domain 'shoop', which `domains` does not define"),
-        ({"seeds": [-1]}, "seeds.0: Input should be greater than or equal to 0"),
-        ({"systems": ["sasrek"]}, "unknown system 'sasrek'; known: pop, sasrec"),
+        ({"seeds": [-1]}, "seeds.0: expected at least 0, found -1"),
+        ({"seeds": [2**70]}, "seeds.0: expected at most 9223372036854775807, found 1180591620717411303424"),
+        ({"seeds": 1}, "seeds: expected a list, found 1; write [1]"),
+        ({"targets": "shop"}, "targets: expected a list, found 'shop'; write [shop]"),
+        ({"targets": [2023]}, "targets.0: expected text, found 2023"),
+        (
+            {"domains": values()["domains"] | {"new": {"interactions": "x"}}, "table4": {"targets": ["new"]}},
+            "`table4` names the domain 'new', which `targets` does not: add it there",
+        ),
+        ({"systems": ["sasrek"]}, "unknown system 'sasrek'; is it `sasrec`?"),
+        ({"systems": ["x"]}, "unknown system 'x'; known: pop, sasrec"),
         ({"settings": {"sasrek": {}}}, "unknown system 'sasrek'"),
         ({"fig2": {"domain": "shoop"}}, "`fig2` names the domain 'shoop', which `domains` does not define"),
         (
@@ -141,26 +154,49 @@ def test_preset_sets_switches_and_own_choices_win():
             "fig2.systems: pop trains nothing on histories that could be cut; leave it out",
         ),
         ({"fig2": {"systems": ["sasrek"]}}, "fig2.systems: unknown system 'sasrek'"),
-        ({"fig2": {"lengths": [3, 0]}}, "fig2.lengths.1: Input should be greater than 0"),
+        ({"fig2": {"lengths": [3, 0]}}, "fig2.lengths.1: expected more than 0, found 0"),
         ({"fig2": {"lengths": [3, 3]}}, "fig2.lengths: an entry stands twice"),
-        ({"targets": []}, "targets: List should have at least 1 item"),
+        ({"targets": []}, "targets: expected a list of at least 1, found []"),
         ({"targets": ["shop", "shop"]}, "targets: an entry stands twice"),
         ({"seeds": [1, 1]}, "seeds: an entry stands twice"),
-        ({"seeds": ["one"]}, "seeds.0: Input should be a valid integer"),
-        ({"device": "tpu"}, "device: Input should be 'auto', 'cpu' or 'cuda'"),
-        ({"finetune": {"epochs": 0}}, "finetune.epochs: Input should be greater than or equal to 1"),
-        ({"finetune": {"epoch": 3}}, "finetune.epoch: unknown key; check its spelling"),
+        ({"seeds": ["one"]}, "seeds.0: expected a whole number, found 'one'"),
+        ({"device": "tpu"}, "device: expected 'auto', 'cpu' or 'cuda', found 'tpu'"),
+        ({"finetune": {"epochs": 0}}, "finetune.epochs: expected at least 1, found 0"),
+        ({"finetune": {"epoch": 3}}, "finetune.epoch: unknown key; is it `epochs`?"),
+        ({"finetune": None}, "finetune: expected keys and values, found nothing"),
+        (
+            {"finetune": {"weight_decay": 0.1}},
+            "finetune: `weight_decay` is set a system at a time: settings.<system>.finetune.weight_decay",
+        ),
+        ({"images": {"timeout": "soon"}}, "images.timeout: expected a number, found 'soon'"),
+        ({"offline": "maybe"}, "offline: expected true or false, found 'maybe'"),
+        ({"results": 3}, "results: expected a path, found 3"),
         ({"encoder": {"name": "precomputed"}}, "`name: precomputed` is taken"),
-        ({"encoder": {"name": "../x"}}, "encoder.name: String should match pattern"),
-        ({"domains": {"my/shop": {"interactions": "x"}}}, "domains.my/shop.[key]: String should match pattern"),
-        ({"domains": {"shop": {}}}, "domains.shop: name either `amazon` or `interactions`"),
-        ({"domains": {"shop": {"amazon": "X", "interactions": "x"}}}, "not both and not neither"),
+        ({"encoder": {"name": "../x"}}, "encoder.name: expected a name of letters, digits"),
+        (
+            {"domains": {"my shop": {"interactions": "x"}}},
+            "domains.my shop: expected a name of letters, digits, `_`, `.` and",
+        ),
+        ({"domains": {"shop": None}}, "domains.shop: expected keys and values, found nothing"),
+        ({"domains": {"shop": {}}}, "domains.shop: name `amazon` or `interactions`"),
+        (
+            {"domains": {"shop": {"amazon": "X", "interactions": "x"}}},
+            "domains.shop: `interactions` and `amazon` (X) are both there: keep one; if you wrote no `amazon`, "
+            "config.yaml has a domain of this name already: give yours another",
+        ),
         ({"domains": {"shop": {"amazon": "X", "items": "x"}}}, "`items` belongs to own `interactions`"),
-        ({"domains": {"shop": {"amazon": "X", "edition": 2019}}}, "domains.shop.edition: Input should be 2018 or 2023"),
+        (
+            {"domains": {"shop": {"amazon": "X", "edition": 2019}}},
+            "domains.shop.edition: expected 2018 or 2023, found 2019",
+        ),
         ({"domains": {"shop": {"interactions": "x", "k_core": -1}}}, "domains.shop.k_core: "),
         (
             {"domains": {"shop": {"interactions": "x", "features": {}}}},
-            "name a file for `text`, for `image` or for both",
+            "domains.shop.features: name a file for `text`, for `image` or for both",
+        ),
+        (
+            {"domains": {"shop": {"interactions": "x", "features": {"txt": "f.parquet"}}}},
+            "mine.yaml: domains.shop.features.txt: unknown key; is it `text`?",
         ),
         (
             {"domains": values()["domains"] | {"shop_with_image": {"interactions": "x"}}},
@@ -174,12 +210,20 @@ def test_preset_sets_switches_and_own_choices_win():
             {"systems": ["sasrec", "fdsa"], "domains": {"shop": {"interactions": "x"}}},
             "domains.shop has neither `items` nor `features`, and fdsa read text or images: name one of the two",
         ),
-        ({"settings": {"sasrec": {"layer": 1}}}, "settings.sasrec.layer: unknown key; known: "),
+        ({"settings": {"sasrec": {"layer": 1}}}, "settings.sasrec.layer: unknown key; is it `layers`?"),
+        ({"settings": {"fdsa": {"colour": 1}}}, "settings.fdsa.colour: unknown key; known: "),
+        (
+            {"systems": ["mmm4rec_noid"], "settings": {"mmm4rec": {"layer": "x"}}},
+            "mine.yaml: settings.mmm4rec.layer: unknown key; is it `layers`?",
+        ),
         ({"settings": {"sasrec": {"hidden_size": "wide"}}}, "hidden_size: expected a whole number, found 'wide'"),
         ({"settings": {"sasrec": {"layers": 1.5}}}, "settings.sasrec.layers: expected a whole number, found 1.5"),
         ({"settings": {"sasrec": {"layers": True}}}, "settings.sasrec.layers: expected a whole number, found True"),
         ({"settings": {"sasrec": {"dropout": None}}}, "settings.sasrec.dropout: expected a number, found None"),
-        ({"settings": {"sasrec": {"finetune": {"epoch": 1}}}}, "settings.sasrec: finetune.epoch: unknown key"),
+        (
+            {"settings": {"sasrec": {"finetune": {"epoch": 1}}}},
+            "settings.sasrec: finetune.epoch: unknown key; is it `epochs`?",
+        ),
         ({"settings": {"sasrec": {"settings": {"layers": 1}}}}, "settings.sasrec.settings: unknown key; known: "),
         ({"systems": ["mmm4rec_notime"], "settings": {"mmm4rec_notime": {"use_time": "on"}}}, "leave it off"),
         ({"settings": {"sasrec": {"finetune": 3}}}, "settings.sasrec.finetune: expected keys and values, found 3"),
@@ -188,6 +232,28 @@ def test_preset_sets_switches_and_own_choices_win():
 )
 def test_a_mistake_is_one_sentence_that_names_the_key(changes, expected):
     assert expected in error(changes)
+
+
+@pytest.mark.parametrize("other", ["events.csv", "{cwd}/events.csv", "there/../events.csv", "link.csv"])
+def test_no_spelling_of_its_path_makes_a_target_s_data_a_source(tmp_path, monkeypatch, other):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "there").mkdir()
+    (tmp_path / "link.csv").symlink_to("events.csv")
+    again = {"interactions": other.format(cwd=tmp_path), "items": "items.csv"}
+    message = error({"sources": ["again"], "domains": values()["domains"] | {"again": again}})
+    assert "the source again has the events of the target shop: the test items would leak" in message
+
+
+def test_own_features_are_for_all_that_systems_transfer_between_or_for_none():
+    own = {name: {"interactions": f"{name}.csv", "features": f"{name}.parquet"} for name in ("shop", "other")}
+    domains = own | {"food": values()["domains"]["food"]}
+    mixed = {"domains": domains, "sources": ["food", "other"], "systems": ["pop", "fdsa", "unisrec_t", "mmm4rec"]}
+    assert error(mixed) == (
+        "mine.yaml: own `features` for other, shop and none for food: systems that transfer (unisrec_t, mmm4rec) need "
+        "features of one encoder, so give own ones to all of `sources` and `targets` or to none, or set `sources: []`"
+    )
+    for fine in ({"sources": ["other"]}, {"sources": []}, {"systems": ["pop", "sasrec", "fdsa"]}):
+        assert parse_config(values(**mixed | fine))
 
 
 def test_every_mistake_is_told_at_once():
@@ -218,15 +284,32 @@ def test_files_are_merged_key_by_key_and_lists_are_replaced(tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [(None, "no such file"), ("a: [1", "not valid YAML"), ("- 1", "expected keys and values, found list")],
+    [
+        (None, "no such file"),
+        ("", "a folder; name a file"),
+        ("a: [1", "not valid YAML"),
+        ("- 1", "expected keys and values, found list"),
+        ("a: é", "not UTF-8 at byte 4; save it in that encoding"),
+        ("a: 1\nb: 2\na: 3\n", "the key `a` stands twice, in lines 1 and 3: keep one"),
+        ("b:\n  - {c: 1, c: 1}\n", "the key `c` stands twice, in lines 2 and 2: keep one"),
+    ],
 )
 def test_unreadable_files(tmp_path, text, expected):
     path = tmp_path / "c.yaml"
-    if text is not None:
-        path.write_text(text)
+    if text:
+        path.write_text(text, encoding="latin-1")
+    elif text is not None:
+        path.mkdir()
     with pytest.raises(UserError, match=expected) as caught:
         load_config(path)
     assert str(path) in str(caught.value)
+
+
+def test_a_key_may_override_what_a_merge_brings(tmp_path):
+    """Also where the merged keys were merged themselves, and are merged again."""
+    text = "settings:\n  a: &a {x: 1}\n  b: &b {<<: *a, x: 2}\n  c: {<<: *b, x: 3}\n"
+    (tmp_path / "c.yaml").write_text(text)
+    assert read_yaml(tmp_path / "c.yaml") == {"settings": {"a": {"x": 1}, "b": {"x": 2}, "c": {"x": 3}}}
 
 
 @pytest.mark.parametrize("path", [ROOT / "config.yaml", *sorted((ROOT / "config/examples").glob("*.yaml"))], ids=str)
@@ -324,8 +407,8 @@ def test_a_setting_that_came_later_is_a_param_where_a_user_changes_it(own_system
     assert resolve_system(config, "sasrec_t").settings["share"] == 0.1
     with pytest.raises(UserError, match="share: expected a number, found 'much'"):
         parse_config(values(settings={"sasrec": {"share": "much"}}))
-    with pytest.raises(UserError, match=r"sasrec\.width2: unknown key; known: share, layers, width, pretrain"):
-        parse_config(values(settings={"sasrec": {"width2": 1}}))
+    with pytest.raises(UserError, match=r"sasrec\.colour: unknown key; known: share, layers, width, pretrain"):
+        parse_config(values(settings={"sasrec": {"colour": 1}}))
 
 
 def test_a_circle_of_bases_is_told(own_systems):
@@ -361,13 +444,13 @@ def test_tables_hold_the_configured_systems_in_the_papers_order(own_systems):
 
 
 def test_tables_have_all_targets_or_those_chosen():
-    shops = {name: {"interactions": "x"} for name in ("a", "b", "c")}
+    shops = {name: {"interactions": "x"} for name in ("a", "b")} | {"office": {"amazon": "Office_Products"}}
     config = parse_config(
-        values(domains=shops, targets=["a", "b"], table4={"targets": ["b"]}, table6={"targets": ["c"]})
+        values(domains=shops, targets=["a", "b"], table4={"targets": ["b"]}, table6={"targets": ["office"]})
     )
     assert table_domains(config, 2) == ["a", "b"]
     assert table_domains(config, 4) == ["b_with_image"]
-    assert table_domains(config, 6) == []  # c is no target of this run
+    assert table_domains(config, 6) == []  # the paper's, which config.yaml names, is no target of this run
 
 
 # ------------------------------------------------------------------------------------------------ steps
@@ -471,6 +554,16 @@ def test_what_changes_no_output_is_in_no_step_s_settings(device, devices, offlin
     assert result_settings(config) == result_settings(plain)
     assert result_settings(parse_config(values(sources=["food"], mask_seen=True))) != result_settings(plain)
     assert result_settings(parse_config(result_settings(plain))) == result_settings(plain)
+
+
+def test_of_what_nothing_is_made_results_say_nothing():
+    """Nor of figure 2's domain, which is the paper's below a file with other targets."""
+    kindle = {"kindle": {"amazon": "Kindle_Store"}}
+    listed = result_settings(parse_config(values(domains=values()["domains"] | kindle)))
+    assert list(listed["domains"]) == ["shop"]
+    assert "fig2" not in listed
+    listed = result_settings(parse_config(values(fig2={"domain": "shop"})))
+    assert listed["fig2"]["domain"] == "shop"
 
 
 def test_pretraining_is_shared_by_the_configured_devices_where_it_can_be():

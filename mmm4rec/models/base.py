@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from mmm4rec.nn.losses import full_cross_entropy, in_batch_cross_entropy
+from mmm4rec.reading import validated
 
 
 class Settings(BaseModel):
@@ -280,7 +281,5 @@ def build(key: str, settings: dict[str, Any], catalogue: Catalogue, *, pretraini
     Raises:
         UserError: a setting is unknown or has a wrong value.
     """
-    from mmm4rec.config import validated
-
     cls = model_class(key)
     return cls(validated(cls.Settings, settings, f"settings of {key}"), catalogue, pretraining=pretraining)

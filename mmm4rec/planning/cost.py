@@ -84,7 +84,7 @@ def make_plan(
         elsewhere: folders with runs of other machines, of which the epochs alone count, where there are no others.
 
     Raises:
-        UserError: a folder of ``runs`` is not there, or a finished run is damaged.
+        UserError: a folder of ``runs`` is not there, a finished run is damaged, or there are no rates of such a GPU.
     """
     jobs = all_jobs(config)
     names = dict.fromkeys([*config.sources, *config.targets, *(job.domain for job in jobs if job.domain)])

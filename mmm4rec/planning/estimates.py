@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from mmm4rec.errors import UserError
 from mmm4rec.planning.rates import Rate
 
 CPU, GPU = "CPU", "GPU"
@@ -24,11 +25,20 @@ class Estimate:
 
 
 class KnownRates:
-    """Rates of a CPU and of one GPU; remembers what has none on the GPU, though one is asked for."""
+    """Rates of a CPU and of one GPU; remembers what has none on the GPU, though one is asked for.
+
+    Raises:
+        UserError: a GPU is named of which there are no rates.
+    """
 
     def __init__(self, rates: Sequence[Rate], gpu: bool, gpu_name: str) -> None:
         self.gpu = gpu
         on_gpu = [r for r in rates if not r.device.startswith("cpu") and gpu_name.lower() in r.device.lower()]
+        if gpu_name and not on_gpu:
+            raise UserError(
+                f"--device {gpu_name}: no GPU of such a name among the rates; write cpu or cuda, or add rates of it: "
+                "`mmm4rec rates` there measures them, `--rates FILE` here reads them"
+            )
         newest = max(on_gpu, key=lambda rate: rate.date, default=None)
         self.rates = {CPU: [r for r in rates if r.device.startswith("cpu")]}
         self.rates[GPU] = [r for r in on_gpu if newest and r.device == newest.device]

@@ -235,6 +235,8 @@ def test_the_gpu_measured_last_or_the_one_named(config):
     assert found.rate_from == "rates of H100"
     found = line(make_plan(config(), rates, gpu=True, gpu_name="a100"), "finetune", "sasrec")
     assert found.rate_from == "rates of A100"
+    with pytest.raises(UserError, match="--device gpu: no GPU of such a name among the rates; write cpu or cuda, or"):
+        make_plan(config(), rates, gpu=True, gpu_name="gpu")
 
 
 def test_steps_without_training_go_by_own_benchmarks(config):

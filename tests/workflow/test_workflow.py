@@ -4,6 +4,7 @@ import contextlib
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -180,7 +181,7 @@ def test_every_example_can_be_planned(shop, name):
     [
         ({"sedes": [1]}, "sedes: unknown key; is it `seeds`?"),
         ({"targets": ["shoop"]}, "`targets` names the domain 'shoop', which `domains` does not define"),
-        ({"systems": ["sasrek"]}, "unknown system 'sasrek'; known: pop, sasrec"),
+        ({"systems": ["sasrek"]}, "unknown system 'sasrek'; is it `sasrec`?"),
     ],
 )
 def test_a_mistake_in_the_configuration_is_one_sentence(tmp_path, changes, message):
@@ -192,8 +193,36 @@ def test_a_mistake_in_the_configuration_is_one_sentence(tmp_path, changes, messa
     assert message in last
 
 
-def test_an_unknown_domain_as_target_is_no_traceback(tmp_path):
-    code, output = snakemake(tmp_path, "--dry-run", "results/my_shop/tables/table2/shoop.csv")
+@pytest.mark.parametrize(
+    ("lost", "changes", "message"),
+    [
+        ("interactions.csv", {}, "domains.my_shop.interactions: data/my_shop/interactions.csv: no such file"),
+        ("features.parquet", {}, "domains.my_shop.features: data/my_shop/features.parquet: no such file"),
+        (None, {"settings": {"sasrec": {"heads": 3}}}, "settings.sasrec: hidden_size 64 is not a multiple of heads 3"),
+    ],
+)
+def test_what_would_stop_a_job_is_told_before_the_first_one(shop, lost, changes, message):
+    """By Snakemake, in the folder it works in, as by `mmm4rec plan`."""
+    if lost:
+        (shop / "data/my_shop" / lost).unlink()
+    code, output = snakemake(shop, "--dry-run", **changes)
+    assert (code, output.splitlines()[-1]) == (1, f"error: {message}")
+    shutil.copy(ROOT / "config.yaml", shop)
+    plan = [sys.executable, "-m", "mmm4rec", "plan", "--configfile", EXAMPLE, "--configfile", "changes.yaml"]
+    done = subprocess.run(plan, capture_output=True, text=True, cwd=shop)
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (2, f"error: {message}")
+
+
+def test_a_key_that_stands_twice_is_told(tmp_path):
+    """Snakemake's own reader takes the last one."""
+    (tmp_path / "twice.yaml").write_text("seeds: [1]\ndevice: cpu\nseeds: [2]\n")
+    code, output = snakemake(tmp_path, "--dry-run", example=tmp_path / "twice.yaml")
+    last = f"error: {tmp_path / 'twice.yaml'}: the key `seeds` stands twice, in lines 1 and 3: keep one"
+    assert (code, output.splitlines()[-1]) == (1, last)
+
+
+def test_an_unknown_domain_as_target_is_no_traceback(shop):
+    code, output = snakemake(shop, "--dry-run", "results/my_shop/tables/table2/shoop.csv")
     assert code == 1
     assert "Traceback" not in output
     assert "No rule to produce results/my_shop/tables/table2/shoop.csv" in output

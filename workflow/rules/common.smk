@@ -35,10 +35,17 @@ from mmm4rec.config import (
 )
 from mmm4rec.data.registry import DEMO, raw_path
 from mmm4rec.errors import UserError
+from mmm4rec.preflight import check_files, check_settings
+from mmm4rec.reading import read_yaml
 from mmm4rec.versions import VERSIONS
 
 try:
+    for path in workflow.configfiles:
+        read_yaml(path)  # for what Snakemake's own reader lets pass: a key that stands twice
     CONFIG = parse_config(config, ", ".join(map(str, workflow.configfiles)))
+    check_settings(CONFIG)
+    if not workflow.storage_settings.default_storage_provider:  # else own files lie in the storage
+        check_files(CONFIG)
 except UserError as error:
     sys.exit(f"error: {error}")
 
