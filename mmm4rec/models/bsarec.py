@@ -24,7 +24,6 @@ class BSARecSettings(TransformerSettings):
 
     cutoff: int = Field(ge=1)
     alpha: float = Field(ge=0, le=1)
-    max_length: int = Field(50, ge=1)
 
     @model_validator(mode="after")
     def _cutoff_fits(self) -> "BSARecSettings":

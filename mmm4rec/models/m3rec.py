@@ -32,7 +32,6 @@ class M3RecSettings(Settings):
     conv_width: int = Field(ge=1)
     expand: int = Field(ge=1)
     dropout: float = Field(ge=0, lt=1)
-    max_length: int = Field(50, ge=1)
     defects: list[Defect] = Field([])
 
 

@@ -29,7 +29,6 @@ class Mamba4RecSettings(Settings):
     conv_width: int = Field(ge=1)
     expand: int = Field(ge=1)
     dropout: float = Field(ge=0, lt=1)
-    max_length: int = Field(50, ge=1)
     defects: list[Literal["dt_bias_reset"]] = Field([])
 
 

@@ -35,7 +35,6 @@ log = logging.getLogger(__name__)
 class MISSRecSettings(TransformerSettings):
     """Sizes, interests and losses; ``config/systems/missrec.yaml`` says where each value comes from."""
 
-    max_length: int = Field(50, ge=1)
     with_id: bool = True
     interest_share: float = Field(gt=0, le=1)
     pretrain_interest_share: float = Field(gt=0, le=1)

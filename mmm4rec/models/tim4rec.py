@@ -37,7 +37,6 @@ class TiM4RecSettings(Settings):
     gate_per_position: bool = True
     time_scale_bias: float = 1.0
     norm_eps: float = Field(gt=0)
-    max_length: int = Field(50, ge=1)
     use_time: UseTime = "on"
     defects: list[Literal["padded_gaps", "target_time"]] = Field([])
 

@@ -30,7 +30,6 @@ ITEMS_A_VALUE = 4  # a small catalogue gets so few values that this many items s
 class VQRecSettings(TransformerSettings):
     """Sizes, losses and the stages of fine-tuning; ``config/systems/vqrec.yaml`` says where each value comes from."""
 
-    max_length: int = Field(50, ge=1)
     digits: int = Field(ge=1)
     values: int = Field(ge=1)
     temperature: float = Field(gt=0)
