@@ -341,5 +341,5 @@ def test_without_times_it_says_so_where_they_are_required(key):
 
 @pytest.mark.parametrize("key", system_keys())
 def test_a_row_has_at_least_one_position(key):
-    with pytest.raises(UserError, match="max_length: Input should be greater than or equal to 1"):
+    with pytest.raises(UserError, match="max_length: expected at least 1, found 0"):
         small(key, max_length=0)

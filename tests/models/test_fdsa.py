@@ -47,7 +47,7 @@ def test_noise_features_are_an_option_that_a_saved_run_keeps():
 
 
 def test_an_unknown_defect_is_one_sentence():
-    with pytest.raises(UserError, match=r"defects.0: Input should be 'noise_features'"):
+    with pytest.raises(UserError, match=r"defects.0: expected 'noise_features', found 'noise'"):
         small("fdsa", defects=["noise"])
 
 
