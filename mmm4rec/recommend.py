@@ -14,7 +14,7 @@ from mmm4rec.errors import UserError
 from mmm4rec.evaluation.ranking import ROWS_AT_ONCE, seen
 from mmm4rec.io import read_json, write_parquet, write_text
 from mmm4rec.models.base import System, build
-from mmm4rec.training.data import Events, items_digest, load_catalogue, load_events, read_items
+from mmm4rec.training.data import Events, items_digest, load_catalogue, load_events, raw_item_ids
 from mmm4rec.training.run import read_weights
 
 log = logging.getLogger(__name__)
@@ -149,7 +149,7 @@ def _load(run: Path) -> Trained:
     path, features = _items_file(settings), settings["features_path"]
     if not path.exists():
         raise UserError(f"{path}: no such file; run this from the folder that {run} was made in")
-    items = read_items(path.parent)
+    items = raw_item_ids(path.parent)
     made_of = read_json(run / "environment.json").get("items_sha256")  # None: a run made before it was recorded
     if made_of not in (None, items_digest(items)):
         raise UserError(f"{run} was made of another state of {path.parent}, with other items; train it again")

@@ -15,7 +15,6 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from difflib import get_close_matches
 from functools import cache, partial
 from itertools import chain
 from multiprocessing import get_context
@@ -29,6 +28,7 @@ import pyarrow as pa
 from mmm4rec.data import text
 from mmm4rec.data.registry import Edition
 from mmm4rec.errors import UserError
+from mmm4rec.reading import is_it
 
 logger = logging.getLogger(__name__)
 
@@ -356,13 +356,10 @@ def read_items(path: Path) -> pl.DataFrame:
 def warn_of_unread(path: Path, columns: Sequence[str], known: Collection[str]) -> None:
     """Log a warning that names the columns of a file beside the ``known`` ones, and which of those may be meant."""
     lacking = [name for name in known if name not in columns]
-    unread = []
-    for name in columns:
-        if name not in known:
-            near = get_close_matches(name.lower(), lacking, 1)
-            unread.append(f"{name} (is it `{near[0]}`?)" if near else name)
+    unread = [(name, is_it(name.lower(), lacking)) for name in columns if name not in known]
     if unread:
-        logger.warning("%s: columns that nothing reads: %s", path, ", ".join(unread))
+        told = ", ".join(f"{name} ({question})" if question else name for name, question in unread)
+        logger.warning("%s: columns that nothing reads: %s", path, told)
 
 
 def _scan_table(path: Path, required: Sequence[str], optional: Sequence[str]) -> pl.LazyFrame:

@@ -108,10 +108,11 @@ def _of_items(
     matrix, present = to_matrix(column, ids, where)
     there = match & present[row]
     vectors = matrix[row[there]]
-    if zeros := int((~(speaks := vectors.any(axis=1))).sum()):
+    speaks = vectors.any(axis=1)
+    if not speaks.all():
         logger.warning(
             "%s: zeros alone are taken as no features, for %d of %d items; write null where an item has none",
-            *(where, zeros, len(match)),
+            *(where, len(speaks) - speaks.sum(), len(match)),
         )
         there[there] = speaks
         vectors = vectors[speaks]

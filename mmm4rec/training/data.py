@@ -225,7 +225,7 @@ def load_catalogue(
         )
     parts = [read_features(path, text_dropped=text_dropped) for path in features]
     for path, part, domain in zip(features, parts, domains, strict=True):
-        items = read_items(domain)
+        items = raw_item_ids(domain)
         if not np.array_equal(part.items, items):
             raise UserError(
                 f"{path}: its {len(part.items)} items are not the {len(items)} that {domain} has now, in their order; "
@@ -241,7 +241,7 @@ def load_catalogue(
     return replace(known, text=text, image=image, has_text=has_text, has_image=has_image, text_dropped=dropped)
 
 
-def read_items(domain: Path) -> np.ndarray:
+def raw_item_ids(domain: Path) -> np.ndarray:
     """Raw ids (str) of the items 1..N of a prepared domain, [N]."""
     return pq.read_table(domain / "items.parquet", columns=["item"])["item"].to_numpy()
 

@@ -13,7 +13,7 @@ from mmm4rec.evaluation.metrics import summarise
 from mmm4rec.evaluation.ranking import rank_targets
 from mmm4rec.io import write_parquet
 from mmm4rec.models.base import System, build
-from mmm4rec.training.data import items_digest, load_catalogue, load_events, read_items
+from mmm4rec.training.data import items_digest, load_catalogue, load_events, raw_item_ids
 from mmm4rec.training.distributed import require_one
 from mmm4rec.training.loop import History, Loss, finetune_loss, pretrain_loss, resolve_device, train
 from mmm4rec.training.run import (
@@ -64,7 +64,7 @@ def finetune(
     made_with = run_environment(settings, where)
     events = load_events([domain])
     # weights know numbers alone, which may stand for other items when they are read again
-    made_with["items_sha256"] = items_digest(read_items(domain))
+    made_with["items_sha256"] = items_digest(raw_item_ids(domain))
     reads = settings["reads"]
     catalogue = load_catalogue(events, [domain], [features] if features else [], reads, settings["missing_image"])
     described = describe(catalogue, [features]) if features else None

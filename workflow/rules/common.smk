@@ -43,9 +43,10 @@ try:
     for path in workflow.configfiles:
         read_yaml(path)  # for what Snakemake's own reader lets pass: a key that stands twice
     CONFIG = parse_config(config, ", ".join(map(str, workflow.configfiles)))
-    check_settings(CONFIG)
-    if not workflow.storage_settings.default_storage_provider:  # else own files lie in the storage
-        check_files(CONFIG)
+    if workflow.is_main_process:  # a scheduler's jobs start Snakemake again, and need not look again
+        check_settings(CONFIG)
+        if not workflow.storage_settings.default_storage_provider:  # else own files lie in the storage
+            check_files(CONFIG)
 except UserError as error:
     sys.exit(f"error: {error}")
 
