@@ -4,7 +4,7 @@ A spectrum is one of all L = max_length positions, padding included, so rows hav
 left: the last event is always the last position, as its authors have it.
 """
 
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +24,7 @@ class BSARecSettings(TransformerSettings):
 
     cutoff: int = Field(ge=1)
     alpha: float = Field(ge=0, le=1)
+    defects: list[Literal["right_padding"]] = Field([])
 
     @model_validator(mode="after")
     def _cutoff_fits(self) -> "BSARecSettings":
@@ -100,11 +101,18 @@ class BSARec(System):
     def encode(self, tables: Tables, rows: Rows) -> Tensor:
         """Hidden state of the last event [B, D], always at position L - 1."""
         items, real = padded_left(rows, self.max_length)
-        x = self.drop(self.norm(F.embedding(items, tables[0], padding_idx=0) + self.position.weight))
+        position = self.position.weight
         # Padding hides from every event; a padded position sees itself alone, for a softmax over nothing is no number.
         allowed = (real[:, None] & torch.ones_like(real[0]).expand(self.max_length, -1).tril()) | torch.eye(
             self.max_length, dtype=torch.bool, device=real.device
         )
+        if "right_padding" in self.settings.defects:
+            # A filter turns with the circle of positions, so padding on the right is padding on the left but for two
+            # things: positions count from the oldest event, on into the padding, which comes last and sees all events.
+            turned = torch.arange(self.max_length, device=real.device) + rows.lengths[:, None]
+            position = F.embedding(turned % self.max_length, position)
+            allowed = torch.where(real[:, :, None], allowed, real[:, None])
+        x = self.drop(self.norm(F.embedding(items, tables[0], padding_idx=0) + position))
         for layer in self.layers:
             x = layer(x, allowed[:, None], last=layer is self.layers[-1])
         return cast(Tensor, x[:, 0])

@@ -58,12 +58,12 @@ def test_filter_by_hand():
 
 
 def attention(block, x, real):
-    """Multi-head attention of x [L, D], a position after the other, from real positions to real ones before them."""
+    """Multi-head attention of x [L, D], a position after the other, to real ones up to it; to itself without any."""
     heads, width = block.heads, x.shape[-1] // block.heads
     q, (k, v) = block.query(x), block.key_value(x).chunk(2, -1)
     out = torch.zeros_like(x)
     for i in range(len(x)):
-        seen = [j for j in range(i + 1) if real[j]] if real[i] else [i]
+        seen = [j for j in range(i + 1) if real[j]] or [i]
         for h in range(heads):
             part = slice(h * width, (h + 1) * width)
             weights = torch.softmax(k[seen, part] @ q[i, part] / math.sqrt(width), 0)
@@ -72,20 +72,27 @@ def attention(block, x, real):
 
 
 def plain(system, items):
-    """The user vector of one row: padding in front of it, all positions of all layers."""
+    """The user vector of one row: padding in front of it, or behind it, all positions of all layers."""
     s = system.settings
-    padding = s.max_length - len(items)
-    real = [False] * padding + [True] * len(items)
-    x = norm(system.norm, system.item.weight[torch.tensor([0] * padding + items)] + system.position.weight)
+    padding = [0] * (s.max_length - len(items))
+    row = items + padding if s.defects == ["right_padding"] else padding + items
+    real = [item > 0 for item in row]
+    x = norm(system.norm, system.item.weight[torch.tensor(row)] + system.position.weight)
     for layer in system.layers:
         low = low_frequencies(x, s.cutoff // 2)
         filtered = norm(layer.filter.norm, x + low + layer.filter.beta**2 * (x - low))
         x = s.alpha * filtered + (1 - s.alpha) * attention(layer.attention, x, real)
         x = norm(layer.ffn.norm, x + layer.ffn.outer(F.gelu(layer.ffn.inner(x))))
-    return x[-1]
+    return x[max(i for i, there in enumerate(real) if there)]
 
 
-@pytest.mark.parametrize("changes", [{}, {"layers": 1}, {"cutoff": 5, "alpha": 0.3}, {"max_length": 7}])
+RIGHT = {"defects": ["right_padding"]}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"layers": 1}, {"cutoff": 5, "alpha": 0.3}, {"max_length": 7}, RIGHT, RIGHT | {"max_length": 7, "layers": 3}],
+)
 def test_users_follow_the_equations(changes):
     system = small("bsarec", perturbed=0.2, **changes).eval()
     users = system.users(system.item_tables(), BATCH)
