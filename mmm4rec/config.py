@@ -153,6 +153,12 @@ class StageOverrides(Strict):
     learning_rate: float | None = Field(None, gt=0)
 
 
+class FinetuneOverrides(StageOverrides):
+    """The same of fine-tuning."""
+
+    epochs: int | None = Field(None, ge=0, description="0: zero-shot, what pre-training left is ranked as it is")
+
+
 class TableTargets(Strict):
     """What a table is made of, where it has not all targets."""
 
@@ -220,7 +226,7 @@ class Config(Strict):
     images: ImagesConfig = ImagesConfig()
     pretrain: StageOverrides = StageOverrides()
     indomain: StageOverrides = StageOverrides()
-    finetune: StageOverrides = StageOverrides()
+    finetune: FinetuneOverrides = FinetuneOverrides()
     settings: dict[str, dict[str, Any]] = Field(
         {}, description="overrides of systems' settings, by system key; variants inherit them"
     )
@@ -303,6 +309,12 @@ class StageSettings(Strict):
     max_grad_norm: float | None = Field(None, gt=0, description="of the mean gradient over a step's batches")
 
 
+class FinetuneSettings(StageSettings):
+    """How fine-tuning runs, which may be left out: zero-shot, what pre-training left is ranked as it is."""
+
+    epochs: int = Field(ge=0)
+
+
 class SystemFile(Strict):
     """One ``config/systems/<system>.yaml``: a column of the tables."""
 
@@ -332,7 +344,7 @@ class SystemFile(Strict):
         description="a first stage on the target itself: its training events, with the system's own pre-training "
         "objective, before fine-tuning",
     )
-    finetune: StageSettings | None = Field(None, description="none: nothing to train")
+    finetune: FinetuneSettings | None = Field(None, description="none: nothing to train")
 
     @field_validator("model")
     @classmethod
@@ -428,6 +440,7 @@ def parse_config(values: Mapping[str, Any], origin: object = "configuration") ->
     readers = [key for key in config.systems if reads_features(config, key)]
     _check_items(config, readers, origin)
     _check_transfer(config, readers, origin)
+    _check_zero_shot(config, origin)
     return config
 
 
@@ -454,6 +467,17 @@ def _check_transfer(config: Config, readers: list[str], origin: object) -> None:
             f"transfer ({', '.join(transferring)}) need features of one encoder, so give own ones to all of `sources` "
             "and `targets` or to none, or set `sources: []`"
         )
+
+
+def _check_zero_shot(config: Config, origin: object) -> None:
+    """Ranking without fine-tuning takes something that was learned before."""
+    for key in config.systems:
+        system = resolve_system(config, key)
+        if system.finetune and not (system.finetune.epochs or system.indomain or pretrain_key(config, key)):
+            raise UserError(
+                f"{origin}: finetune.epochs is 0 for {key}, which has no pre-training here, so it would be ranked "
+                "without learning anything: give it epochs, leave it out, or name `sources` for one that transfers"
+            )
 
 
 def json_schema() -> dict[str, Any]:

@@ -161,7 +161,16 @@ def test_preset_sets_switches_and_own_choices_win():
         ({"seeds": [1, 1]}, "seeds: an entry stands twice"),
         ({"seeds": ["one"]}, "seeds.0: expected a whole number, found 'one'"),
         ({"device": "tpu"}, "device: expected 'auto', 'cpu' or 'cuda', found 'tpu'"),
-        ({"finetune": {"epochs": 0}}, "finetune.epochs: expected at least 1, found 0"),
+        ({"pretrain": {"epochs": 0}}, "pretrain.epochs: expected at least 1, found 0"),
+        ({"finetune": {"epochs": -1}}, "finetune.epochs: expected at least 0, found -1"),
+        (
+            {"systems": ["pop", "mmm4rec"], "finetune": {"epochs": 0}},
+            "finetune.epochs is 0 for mmm4rec, which has no pre-training here",
+        ),
+        (
+            {"systems": ["zesrec", "sasrec"], "sources": ["food"], "settings": {"sasrec": {"finetune": {"epochs": 0}}}},
+            "finetune.epochs is 0 for sasrec, which has no pre-training here",
+        ),
         ({"finetune": {"epoch": 3}}, "finetune.epoch: unknown key; is it `epochs`?"),
         ({"finetune": None}, "finetune: expected keys and values, found nothing"),
         (

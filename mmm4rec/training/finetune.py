@@ -111,7 +111,8 @@ def finetune(
     indomain = stage(settings["indomain"], pretrain_loss, "indomain") if settings.get("indomain") else None
     if pretrained or indomain:
         freeze(system)
-    history = stage(settings["stage"], finetune_loss, validate=validate) if settings["stage"] else History()
+    how = settings["stage"]
+    history = stage(how, finetune_loss, validate=validate) if how and how["epochs"] else History()
     ranks = rank_targets(system, events, test_rows, **ranking).cpu()
     test = summarise(ranks)
     metrics = {"test": test, "valid": validate(), "users": len(ranks), "time": system.timed}

@@ -104,6 +104,19 @@ def pretrained(config, make_domain, tmp_path):
     return tmp_path / "pre"
 
 
+def test_zero_shot_ranks_what_pretraining_left(config, shop, pretrained, tmp_path):
+    config.settings["mmm4rec_noid"] = SMALL | {"finetune": {"epochs": 0}}
+    given, out = features(tmp_path / "shop.parquet", shop, seed=3), tmp_path / "run"
+    finetune(finetune_settings(config, "mmm4rec_noid", "shop", 1), shop, given, pretrained, out)
+    weights, before = load_file(out / "model.safetensors"), read_weights(pretrained)
+    assert set(weights) <= set(before)
+    assert all(torch.equal(w, before[name]) for name, w in weights.items())
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert metrics["test"] == summarise(pq.read_table(out / "ranks.parquet")["rank"].to_numpy())
+    assert (metrics["epochs"], metrics["best_epoch"], metrics["seconds"]) == (0, 0, 0.0)
+    assert (out / "history.csv").read_text() == "epoch,loss,seconds\n"
+
+
 def test_transfer_carries_everything_but_ids(config, shop, pretrained, tmp_path):
     given = features(tmp_path / "shop.parquet", shop, seed=3)
     assert not any(name.startswith("modality_bias.") for name in read_weights(pretrained))
