@@ -8,7 +8,7 @@ import typer
 
 from benchmarks.figure import draw
 from benchmarks.table import as_in_training, write_page, write_rows
-from mmm4rec.training.loop import resolve_device
+from mmm4rec.device import resolve_device
 
 NAMES = ("preparation", "training", "loss", "ssd", "conv", "ranking", "features", "systems", "epoch")
 

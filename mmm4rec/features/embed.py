@@ -28,11 +28,11 @@ from rich.progress import Progress
 from torch import Tensor
 
 from mmm4rec.data.images import check_complete, list_shards, read_shard
+from mmm4rec.device import resolve_device
 from mmm4rec.errors import UserError
 from mmm4rec.features.encoder import SIDE, Encoder, load_encoder
 from mmm4rec.features.store import check_missing, read_table, write_features
 from mmm4rec.io import atomic, read_json, write_json
-from mmm4rec.training.loop import resolve_device
 
 logger = logging.getLogger(__name__)
 

@@ -24,6 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mmm4rec.config import StageSettings, SystemFile, read_system
+from mmm4rec.device import resolve_device
 from mmm4rec.evaluation.ranking import rank_targets
 from mmm4rec.models.base import Catalogue, System, build, model_class
 from mmm4rec.planning.rates import STEPS, Rate, latest, read_rates, write_rates
@@ -31,7 +32,7 @@ from mmm4rec.provenance import environment
 from mmm4rec.reporting.table1 import published_sizes
 from mmm4rec.training.data import Events
 from mmm4rec.training.finetune import freeze
-from mmm4rec.training.loop import Loss, finetune_loss, pretrain_loss, resolve_device, train
+from mmm4rec.training.loop import Loss, finetune_loss, pretrain_loss, train
 from mmm4rec.training.run import load_pretrained
 from mmm4rec.versions import VERSIONS
 

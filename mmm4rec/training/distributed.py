@@ -61,7 +61,7 @@ def process_group(device: torch.device, system: str) -> Iterator[torch.device]:
     """Connect the processes that ``torchrun`` started, by NCCL on GPUs and by gloo on CPUs; without it do nothing.
 
     Args:
-        device: of the kind to train on.
+        device: this process's own, see `mmm4rec.device`.
         system: key of the system to be trained.
 
     Yields:
@@ -83,8 +83,7 @@ def process_group(device: torch.device, system: str) -> Iterator[torch.device]:
         here, gpus = int(os.environ["LOCAL_WORLD_SIZE"]), torch.cuda.device_count()
         if here > gpus:
             raise UserError(f"torchrun starts {here} processes for {gpus} GPUs: lower --nproc-per-node to {gpus}")
-        backend, device = "nccl", torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-        torch.cuda.set_device(device)
+        backend = "nccl"
     dist.init_process_group(backend, device_id=device if backend == "nccl" else None)
     yield device
     # Only after success: a rank that failed alone must not wait for the others, which torchrun ends once it exits.

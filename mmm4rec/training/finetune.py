@@ -8,6 +8,7 @@ import pyarrow as pa
 import torch
 
 from mmm4rec.config import StageSettings
+from mmm4rec.device import resolve_device
 from mmm4rec.errors import UserError
 from mmm4rec.evaluation.metrics import summarise
 from mmm4rec.evaluation.ranking import rank_targets
@@ -15,7 +16,7 @@ from mmm4rec.io import write_parquet
 from mmm4rec.models.base import System, build
 from mmm4rec.training.data import items_digest, load_catalogue, load_events, raw_item_ids
 from mmm4rec.training.distributed import require_one
-from mmm4rec.training.loop import History, Loss, finetune_loss, pretrain_loss, resolve_device, train
+from mmm4rec.training.loop import History, Loss, finetune_loss, pretrain_loss, train
 from mmm4rec.training.run import (
     check_features,
     describe,

@@ -32,7 +32,7 @@ SAVE_SECONDS = 60.0  # training state is written at most this often, and at the 
 
 #: positions of batches of one step that are encoded together: so few alone leave a GPU waiting for the next kernel. A
 #: processor is busy with those of one batch, and keeps less in memory.
-POSITIONS_AT_ONCE = {"cpu": 0, "cuda": 2**15}
+POSITIONS_AT_ONCE = {"cpu": 0, "cuda": 2**16}
 
 #: of (system, tables, rows, size): the sum, over batches of ``size`` rows, of each one's mean loss
 Loss = Callable[[System, Tables, Rows, int], Tensor]
@@ -77,26 +77,8 @@ class History:
         return best
 
 
-def resolve_device(device: str) -> torch.device:
-    """``auto`` is a GPU where there is one.
-
-    Raises:
-        UserError: it is none of ``auto``, ``cpu`` and ``cuda``, or ``cuda`` is asked for and not there.
-    """
-    if device not in ("auto", "cpu", "cuda"):
-        raise UserError(
-            f"device: {device} is none of auto, cpu and cuda; one of several GPUs is chosen by CUDA_VISIBLE_DEVICES"
-        )
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UserError("device: cuda is asked for, but torch sees no GPU; set `device: auto` or `device: cpu`")
-    return torch.device(device)
-
-
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
-    """Mixed precision where asked for; otherwise float32, with TF32 matrix products on GPUs."""
-    torch.set_float32_matmul_precision("high")
+    """Mixed precision where asked for; otherwise the precision of the weights."""
     return torch.autocast(device.type, torch.bfloat16) if precision == "bf16-mixed" else nullcontext()
 
 
@@ -150,6 +132,7 @@ def train(
     """
     if not len(targets):
         raise UserError("no training row: every ranked user needs at least four events to train on one")
+    torch.set_float32_matmul_precision("high")  # TF32 products on GPUs, of what starts an epoch too
     device = events.items.device
     optimizer = make_optimizer(system, stage)
     history, best_weights = History(), _weights(system)

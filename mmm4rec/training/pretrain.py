@@ -7,10 +7,11 @@ from typing import Any
 import torch
 
 from mmm4rec.config import StageSettings
+from mmm4rec.device import resolve_device
 from mmm4rec.models.base import build, model_class
 from mmm4rec.training.data import load_catalogue, load_events
 from mmm4rec.training.distributed import is_main, process_group, ranks
-from mmm4rec.training.loop import pretrain_loss, resolve_device, train
+from mmm4rec.training.loop import pretrain_loss, train
 from mmm4rec.training.run import describe, remove_state, run_environment, write_run
 from mmm4rec.training.scalars import scalars
 

@@ -10,7 +10,7 @@ from mmm4rec.models.base import Catalogue, build, length_chunks
 from mmm4rec.nn.losses import full_cross_entropy
 from mmm4rec.training import loop
 from mmm4rec.training.data import load_events
-from mmm4rec.training.loop import History, resolve_device, train
+from mmm4rec.training.loop import History, train
 
 SASREC = {"hidden_size": 8, "inner_size": 16, "layers": 1, "heads": 2, "dropout": 0.2, "max_length": 6}
 
@@ -249,19 +249,6 @@ def test_a_diverging_loss_is_one_sentence(events):
         system.item.weight[1] = float("nan")
     with pytest.raises(UserError, match="lower the learning rate"):
         run(system, events, stage())
-
-
-def test_cuda_asked_for_and_not_there(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(UserError, match="no GPU"):
-        resolve_device("cuda")
-    assert resolve_device("auto").type == "cpu"
-
-
-@pytest.mark.parametrize("device", ["gpu", "cuda:1", ""])
-def test_a_device_of_another_name(device):
-    with pytest.raises(UserError, match=f"device: {device} is none of auto, cpu and cuda; .* CUDA_VISIBLE_DEVICES"):
-        resolve_device(device)
 
 
 def test_chunks_of_similar_length_change_no_user_vector(events, monkeypatch):
