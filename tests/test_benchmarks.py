@@ -6,10 +6,11 @@ import re
 import pytest
 import torch
 
-from benchmarks import conv, epoch, figure, loss, ssd, table
+from benchmarks import conv, epoch, figure, loss, ranking, ssd, table
 from benchmarks.padded import padded_loss, padded_users
 from benchmarks.roofline import Work, count_operations, measure_rates, profile
 from benchmarks.steps import Step
+from mmm4rec.evaluation.ranking import rank_targets
 from mmm4rec.planning.measure import Subject, invent
 
 
@@ -34,6 +35,14 @@ def test_the_padded_reference_computes_what_the_fast_model_does(subject):
         # the reference has no skipped positions, where some gradients are zero instead of none
         ours = torch.zeros_like(p) if p.grad is None else p.grad
         torch.testing.assert_close(ours, torch.zeros_like(p) if theirs[name] is None else theirs[name], msg=name)
+
+
+def test_sorting_all_scores_gives_the_same_ranks():
+    whole = invent("sasrec", "finetune", "scientific", torch.device("cpu"), users=60)
+    whole.system.double()
+    targets = whole.events.test_rows()[:60]
+    ranks = rank_targets(whole.system, whole.events, targets, time=whole.time_aware)
+    assert ranking.by_sorting(whole, targets).tolist() == ranks.tolist()
 
 
 def test_operations_are_counted_without_padding_and_within_the_loss():

@@ -28,7 +28,7 @@ class Settings(BaseModel):
 
 @dataclass(frozen=True)
 class Catalogue:
-    """What a system may know of a domain before it is trained. Tensors lie on the training device.
+    """What a system may know of a domain before it is trained. Tensors lie where the system is built, on the host.
 
     Attributes:
         n_items: N; ids run 1..N, 0 pads.
