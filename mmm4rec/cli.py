@@ -276,11 +276,13 @@ def plan(
     from mmm4rec.planning.cost import make_plan
     from mmm4rec.planning.rates import latest, read_rates
     from mmm4rec.planning.show import print_plan, write_plan
-    from mmm4rec.preflight import check_files, check_settings
+    from mmm4rec.preflight import check_settings, check_widths, missing_files
 
     config = load_config("config.yaml", *configfile)
     check_settings(config)
-    check_files(config)
+    if missing := next(missing_files(config), None):
+        raise UserError(missing)
+    check_widths(config)
     known = latest(read_rates(), read_rates(rates) if rates else [])
     gpu = uses_gpu(config) if device in (None, "auto") else device != "cpu"
     name = device if device not in (None, "auto", "cpu", "cuda") else ""

@@ -39,6 +39,8 @@ SYSTEM_ORDER = [
     *("mmm4rec", "mmm4rec_noid", "mmm4rec_scratch", "mmm4rec_notime", "mmm4rec_noshare", "mmm4rec_2layers"),
 ]
 STAGES = ("pretrain", "indomain", "finetune")
+#: of the settings of a pre-training, what a run that starts from it keeps in mind
+PRETRAINING = ("sources", "seed", "settings", "stage")
 METRICS = ("recall@10", "recall@50", "ndcg@10", "ndcg@50")
 Preset = Literal["paper", "released"]
 TextFields = Literal["title_category_brand", "title_brand_description"]

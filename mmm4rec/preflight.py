@@ -28,23 +28,29 @@ def check_settings(config: Config) -> None:
             validated(model_class(system.model).Settings, system.settings, f"settings.{key}")
 
 
-def check_files(config: Config) -> None:
-    """Look for the own files that the configured sources and targets are made from, and at the widths of own features.
+def missing_files(config: Config) -> Iterator[str]:
+    """Sentences, each about an own file of a configured source or target that is not there.
 
     A file is missed only if what is made of it is not there yet.
-
-    Raises:
-        UserError: a file is missing, or systems would be pre-trained on features of other widths than the targets'.
     """
     readers = [key for key in config.systems if reads_features(config, key)]
-    names = dict.fromkeys([*config.sources, *config.targets])
-    for name in names:
+    for name in dict.fromkeys([*config.sources, *config.targets]):
         spec, prepared = config.domains[name], config.results / "domains" / name / "interactions.parquet"
         files = [("interactions", spec.interactions, prepared), ("items", spec.items, prepared)]
         files += [(key, path, features_path(config, name)) for key, path, _ in _features(config, name) if readers]
         for key, path, made in files:
             if path and not path.is_file() and not made.exists():
-                raise UserError(f"domains.{name}.{key}: {path}: no such file")
+                yield f"domains.{name}.{key}: {path}: no such file"
+
+
+def check_widths(config: Config) -> None:
+    """Look at the widths of own features.
+
+    Raises:
+        UserError: systems would be pre-trained on features of other widths than the targets'.
+    """
+    readers = [key for key in config.systems if reads_features(config, key)]
+    names = dict.fromkeys([*config.sources, *config.targets])
     carried = {part for key in readers if pretrain_key(config, key) for part in resolve_system(config, key).reads}
     for modality in [part for part in ("text", "image") if part in carried]:
         first: tuple[str, int] | None = None

@@ -60,14 +60,23 @@ def code_hash(modules: list[str]) -> str:
 
 
 def commit() -> str | None:
-    """The checkout's commit, with ``-dirty`` behind it if files differ; None outside a checkout or without git."""
+    """The checkout's commit, with ``-dirty`` behind it if files differ; None outside a checkout or without git.
+
+    Frozen results are no part of what makes results: Snakemake removes a ``provenance.json`` that is to be made again.
+    """
     if not (PACKAGE.parent / "pyproject.toml").exists():  # installed: a repository around it is somebody else's
         return None
-    command = ["git", "-C", str(PACKAGE), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)  # noqa: S603
+        name = _git("rev-parse", "HEAD")
+        changed = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":(exclude)published")
     except (OSError, subprocess.SubprocessError):
         return None
+    return f"{name}-dirty" if changed else name
+
+
+def _git(*arguments: str) -> str:
+    command = ["git", "-C", str(PACKAGE.parent), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)  # noqa: S603
     return done.stdout.strip()
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from mmm4rec.config import features_path, parse_config
 from mmm4rec.errors import UserError
-from mmm4rec.preflight import check_files, check_settings
+from mmm4rec.preflight import check_settings, check_widths, missing_files
 
 
 @pytest.fixture
@@ -41,6 +41,13 @@ def write_vectors(path, lengths, column="text", fixed=None):
     kind = pa.list_(pa.float32(), fixed) if fixed else pa.list_(pa.float32())
     vectors = pa.array([None if n is None else [0.5] * n for n in lengths], kind)
     pq.write_table(pa.table({"item_id": [f"i{k}" for k in range(len(lengths))], column: vectors}), path)
+
+
+def check_files(config):
+    """As `mmm4rec plan` looks for them."""
+    for missing in missing_files(config):
+        raise UserError(missing)
+    check_widths(config)
 
 
 def error(config):
@@ -121,9 +128,9 @@ def test_without_changed_settings_no_system_is_imported():
     code = (
         "import sys\n"
         "from mmm4rec.config import load_config\n"
-        "from mmm4rec.preflight import check_files, check_settings\n"
+        "from mmm4rec.preflight import check_settings, check_widths, missing_files\n"
         "config = load_config('config.yaml', 'config/examples/released.yaml')\n"
-        "check_settings(config), check_files(config)\n"
+        "check_settings(config), list(missing_files(config)), check_widths(config)\n"
         "print([m for m in ('torch', 'polars') if m in sys.modules])"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"

@@ -73,10 +73,15 @@ def test_commit_of_a_checkout_and_outside_of_one(tmp_path, monkeypatch):
     monkeypatch.setattr(provenance, "PACKAGE", package)
     git = ["git", "-C", str(tmp_path), "-c", "user.name=t", "-c", "user.email=t@example.org"]
     (tmp_path / "pyproject.toml").write_text("")
+    frozen = tmp_path / "published" / "mine" / "provenance.json"
+    frozen.parent.mkdir(parents=True)
+    frozen.write_text("{}")
     assert provenance.commit() is None  # no repository
     for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "x"]):
         subprocess.run([*git, *command], check=True)
     head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+    assert provenance.commit() == head
+    frozen.unlink()  # as Snakemake does before it is made again
     assert provenance.commit() == head
     (tmp_path / "pyproject.toml").write_text("changed")
     assert provenance.commit() == f"{head}-dirty"

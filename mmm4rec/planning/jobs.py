@@ -15,6 +15,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from mmm4rec.config import (
+    PRETRAINING,
     WITH_IMAGE,
     Config,
     all_table_numbers,
@@ -47,6 +48,7 @@ class Job:
         outputs: those of its files that other jobs read; Snakemake misses no others.
         needs: jobs whose files it reads.
         settings: of a training, as its run's config.json should hold them.
+        pretraining: what it starts from, likewise.
         domain: what it is about, where that is one domain.
         system: what is trained.
         changed: whether its finished output was made with other settings.
@@ -58,6 +60,7 @@ class Job:
     outputs: list[Path]
     needs: list["Job"] = field(default_factory=list)
     settings: dict[str, Any] = field(default_factory=dict)
+    pretraining: dict[str, Any] | None = None
     domain: str = ""
     system: str = ""
     changed: bool = False
@@ -161,7 +164,8 @@ class _Jobs:
         settings = finetune_settings(self.config, system, domain, seed)
         start = pretrain_key(self.config, system)
         needs = [*self._domains([domain], system), *([self._pretrain(start)] if start else [])]
-        return self._training("finetune", folder / "metrics.json", needs, settings)
+        pretraining = pretrain_settings(self.config, start) if start else None
+        return self._training("finetune", folder / "metrics.json", needs, settings, pretraining)
 
     def _truncate(self, system: str, last: int, seed: int) -> Job:
         domain = self.config.fig2.domain
@@ -169,23 +173,35 @@ class _Jobs:
         settings = truncation_settings(self.config, system, domain, last, seed)
         return self._training("truncate", folder / "metrics.json", self._domains([domain], system), settings)
 
-    def _training(self, rule: str, output: Path, needs: list[Job], settings: dict[str, Any]) -> Job:
+    def _training(
+        self,
+        rule: str,
+        output: Path,
+        needs: list[Job],
+        settings: dict[str, Any],
+        pretraining: dict[str, Any] | None = None,
+    ) -> Job:
         return self._job(
             rule,
             [output],
             needs,
             settings=settings,
+            pretraining=pretraining,
             domain=settings.get("domain", ""),
             system=settings["system"],
             target=rule != "pretrain",  # tables and figures do not say which runs they were made of
-            changed=(output.parent / "config.json").exists() and not same_settings(output.parent, settings),
+            changed=(output.parent / "config.json").exists()
+            and not same_settings(output.parent, settings, pretraining),
         )
 
 
-def same_settings(folder: Path, settings: dict[str, Any]) -> bool:
-    """Whether a finished run was made with these settings."""
+def same_settings(folder: Path, settings: dict[str, Any], pretraining: dict[str, Any] | None = None) -> bool:
+    """Whether a finished run was made with these settings, and from such a pre-training where it says from which."""
     made = read_json(folder / "config.json")
-    return {k: v for k, v in made.items() if k not in INPUTS} == json.loads(json.dumps(settings))
+    start = made.get("pretraining")
+    return {k: v for k, v in made.items() if k not in INPUTS} == json.loads(json.dumps(settings)) and (
+        not (start and pretraining) or all(start[key] == pretraining[key] for key in PRETRAINING)
+    )
 
 
 def _other_features(path: Path, settings: dict[str, Any]) -> bool:

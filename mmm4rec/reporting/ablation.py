@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mmm4rec.config import read_system, system_keys
+from mmm4rec.errors import UserError
 from mmm4rec.evaluation.metrics import METRICS
 from mmm4rec.evaluation.significance import holm
 from mmm4rec.io import write_text
@@ -26,7 +27,7 @@ def write_ablation_table(runs: Sequence[Path], out: Path, *, systems: Sequence[s
         systems: lines, in this order.
 
     Raises:
-        UserError: a run is not finished, or two rank other users.
+        UserError: a run is missing or not finished, or two rank other users.
     """
     table = [read_run(path) for path in runs]
     users = {run["dataset"]: run["users"] for run in table}
@@ -34,6 +35,8 @@ def write_ablation_table(runs: Sequence[Path], out: Path, *, systems: Sequence[s
     for run in table:
         for metric in METRICS:
             values.setdefault((run["system"], run["dataset"], metric), []).append(run["test"][metric])
+    for system, dataset in ((s, d) for s in systems for d in users if (s, d, METRICS[0]) not in values):
+        raise UserError(f"{out}: no finished run of {system} on {dataset}")
     rows = [
         [system, dataset, metric, f"{statistics.fmean(values[system, dataset, metric]):.6f}"]
         for system in systems

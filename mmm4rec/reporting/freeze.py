@@ -29,20 +29,27 @@ def freeze(results: Path, config: dict[str, Any], out: Path) -> None:
         out: folder below ``published``; whatever was there is replaced, but for its README.md.
 
     Raises:
-        UserError: there is no table, ``out`` is where results are, or the configuration is none.
+        UserError: there is no table, ``out`` is where results are or holds other things, or the configuration is none.
     """
     at, sources = out.resolve(), [(results / name).resolve() for name in ("tables", "figures", *STAGES)]
     if any(source.is_relative_to(at) or at.is_relative_to(source) for source in sources):
         raise UserError(f"--out {out}: results are there; name a folder of its own, as published/<name>")
+    kept = {"README.md", "provenance.json", "tables", "figures", *STAGES}
+    if others := sorted(path.name for path in (out.iterdir() if out.exists() else ()) if path.name not in kept):
+        raise UserError(f"--out {out}: {others[0]} is there, which is no frozen result; name a folder of its own")
     tables = sorted(path for kind in ("csv", "md") for path in (results / "tables").rglob(f"*.{kind}"))
     if not tables:
         raise UserError(f"{results / 'tables'}: no table to freeze; run the workflow first")
     runs = sorted(path.parent for stage in STAGES for path in (results / stage).rglob("metrics.json"))
     known = parse_config(config)
-    asked = {job.outputs[0].parent.relative_to(known.results): job.settings for job in all_jobs(known) if job.stage}
+    asked = {job.outputs[0].parent.relative_to(known.results): job for job in all_jobs(known) if job.stage}
     figures = sorted(path for kind in ("csv", "png") for path in (results / "figures").rglob(f"*.{kind}"))
     made = [run.relative_to(results) for run in runs]
-    other = [name for name in made if name not in asked or not same_settings(results / name, asked[name])]
+    other = [
+        name
+        for name in made
+        if not (job := asked.get(name)) or not same_settings(results / name, job.settings, job.pretraining)
+    ]
     domains = {name + end for name in known.domains for end in ("", WITH_IMAGE)}
     of_others = [path for path in (p.relative_to(results) for p in [*tables, *figures]) if not _is_of(domains, path)]
     provenance = summary(runs, config) | {

@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from mmm4rec.config import PRETRAINING
 from mmm4rec.errors import UserError
 from mmm4rec.io import atomic, read_json, write_json, write_text
 from mmm4rec.models.base import Catalogue, System
@@ -158,7 +159,7 @@ def read_pretraining(folder: Path) -> dict[str, Any]:
     config = read_json(folder / "config.json")
     with (folder / "model.safetensors").open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return {key: config[key] for key in ("sources", "seed", "settings", "stage")} | {"sha256": digest}
+    return {key: config[key] for key in PRETRAINING} | {"sha256": digest}
 
 
 def _size(weights: dict[str, Tensor]) -> int:

@@ -3,6 +3,7 @@ import csv
 import pytest
 from finished_runs import COST, write_run
 
+from mmm4rec.errors import UserError
 from mmm4rec.reporting.ablation import TEST_COLUMNS, write_ablation_table
 
 SYSTEMS = ["mmm4rec", "mmm4rec_scratch"]
@@ -21,6 +22,11 @@ def test_lines_of_the_table_beside_print(tmp_path):
     assert "| (1) w/o Pretrained | ours | 0.1000† |" in text
     assert "|  | print | 0.1348 | 0.2627 | 0.0724 | 0.1002\\* |" in text
     assert text.count("a slip of print: scientific, MMM4Rec, ndcg@50: 0.1002 is printed (cut, not rounded), the") == 1
+
+
+def test_a_run_that_is_missing_is_named(tmp_path):
+    with pytest.raises(UserError, match="no finished run of mmm4rec_scratch on scientific"):
+        write_ablation_table([write_run(tmp_path, "mmm4rec", 1, 0.2)], tmp_path / "t.csv", systems=SYSTEMS)
 
 
 def test_lines_keep_their_numbers_where_others_are_left_out(tmp_path):

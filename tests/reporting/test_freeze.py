@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 from finished_runs import write_run
 
-from mmm4rec.config import finetune_settings, parse_config, result_settings
+from mmm4rec.config import PRETRAINING, finetune_settings, parse_config, pretrain_settings, result_settings
 from mmm4rec.errors import UserError
 from mmm4rec.evaluation.metrics import summarise
 from mmm4rec.io import write_json, write_text
@@ -90,6 +90,31 @@ def test_runs_that_the_configuration_does_not_ask_for_are_named(results, tmp_pat
         "runs/scientific/sasrec/seed_3",
     ]
     assert (tmp_path / "out/runs/scientific/sasrec/seed_3/ranks.parquet").exists()
+
+
+def test_a_run_from_another_pre_training_is_named(results, tmp_path):
+    """Table III may start from weights that the configuration would not make; settings alone do not show it."""
+    domains = CONFIG["domains"] | {"food": {"amazon": "Grocery_and_Gourmet_Food"}}
+    config = parse_config(CONFIG | {"systems": ["zesrec"], "sources": ["food"], "domains": domains})
+    shutil.rmtree(results / "runs")
+    for seed, rate in ((1, 0.001), (2, 0.003)):
+        run = write_run(results / "runs", "zesrec", f"seed_{seed}", 0.2)
+        start = {k: v for k, v in pretrain_settings(config, "zesrec").items() if k in PRETRAINING} | {"sha256": "c0"}
+        start["stage"] = start["stage"] | {"learning_rate": rate}
+        made = finetune_settings(config, "zesrec", "scientific", seed) | {"pretraining": start}
+        write_json(run / "config.json", made)
+        write_json(run / "environment.json", {"device": "", "platform": "", "packages": {}, "commit": "", "seed": seed})
+    shutil.rmtree(results / "truncation")
+    freeze(results, result_settings(config), tmp_path / "out")
+    provenance = json.loads((tmp_path / "out/provenance.json").read_text())
+    assert provenance["not_of_config"] == ["runs/scientific/zesrec/seed_2"]
+
+
+def test_a_folder_of_other_things_is_left_alone(results, tmp_path):
+    write_text(tmp_path / "out" / "thesis.tex", "mine")
+    with pytest.raises(UserError, match=r"thesis\.tex is there, which is no frozen result"):
+        freeze(results, CONFIG, tmp_path / "out")
+    assert (tmp_path / "out" / "thesis.tex").read_text() == "mine"
 
 
 def test_runs_without_a_result_and_tables_of_other_domains_are_named(results, tmp_path):

@@ -35,7 +35,7 @@ from mmm4rec.config import (
 )
 from mmm4rec.data.registry import DEMO, raw_path
 from mmm4rec.errors import UserError
-from mmm4rec.preflight import check_files, check_settings
+from mmm4rec.preflight import check_settings, check_widths, missing_files
 from mmm4rec.reading import read_yaml
 from mmm4rec.versions import VERSIONS
 
@@ -46,7 +46,9 @@ try:
     if workflow.is_main_process:  # a scheduler's jobs start Snakemake again, and need not look again
         check_settings(CONFIG)
         if not workflow.storage_settings.default_storage_provider:  # else own files lie in the storage
-            check_files(CONFIG)
+            for told in missing_files(CONFIG):  # what is asked for may need none of them, and Snakemake stops if it does
+                print(f"warning: {told}", file=sys.stderr)
+            check_widths(CONFIG)
 except UserError as error:
     sys.exit(f"error: {error}")
 

@@ -17,7 +17,7 @@ rule pretrain:
         "../../envs/mmm4rec.yaml"
     threads: devices_of
     resources:
-        mem_mb=lambda wildcards: 16000 * devices_of(wildcards),
+        mem_mb=lambda wildcards: 24000 * devices_of(wildcards),
         gpu=lambda wildcards: GPU * devices_of(wildcards),
         launcher=launcher_of,  # no param: on more devices the result is the same
     params:
