@@ -198,10 +198,10 @@ class _Jobs:
 def same_settings(folder: Path, settings: dict[str, Any], pretraining: dict[str, Any] | None = None) -> bool:
     """Whether a finished run was made with these settings, and from such a pre-training where it says from which."""
     made = read_json(folder / "config.json")
-    start = made.get("pretraining")
-    return {k: v for k, v in made.items() if k not in INPUTS} == json.loads(json.dumps(settings)) and (
-        not (start and pretraining) or all(start[key] == pretraining[key] for key in PRETRAINING)
-    )
+    start = made.get("pretraining") or {}
+    # runs of long ago say less of it
+    from_such = not pretraining or all(start[key] == pretraining[key] for key in PRETRAINING if key in start)
+    return from_such and {k: v for k, v in made.items() if k not in INPUTS} == json.loads(json.dumps(settings))
 
 
 def _other_features(path: Path, settings: dict[str, Any]) -> bool:
