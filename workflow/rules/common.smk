@@ -46,7 +46,9 @@ try:
     if workflow.is_main_process:  # a scheduler's jobs start Snakemake again, and need not look again
         check_settings(CONFIG)
         if not workflow.storage_settings.default_storage_provider:  # else own files lie in the storage
-            for told in missing_files(CONFIG):  # what is asked for may need none of them, and Snakemake stops if it does
+            for told in missing_files(
+                CONFIG
+            ):  # what is asked for may need none of them, and Snakemake stops if it does
                 print(f"warning: {told}", file=sys.stderr)
             check_widths(CONFIG)
 except UserError as error:
