@@ -46,9 +46,8 @@ try:
     if workflow.is_main_process:  # a scheduler's jobs start Snakemake again, and need not look again
         check_settings(CONFIG)
         if not workflow.storage_settings.default_storage_provider:  # else own files lie in the storage
-            for told in missing_files(
-                CONFIG
-            ):  # what is asked for may need none of them, and Snakemake stops if it does
+            # what is asked for may need none of them; where it does, Snakemake stops
+            for told in missing_files(CONFIG):
                 print(f"warning: {told}", file=sys.stderr)
             check_widths(CONFIG)
 except UserError as error:
