@@ -6,13 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from mmm4rec.config import read_system, system_keys
-from mmm4rec.errors import UserError
 from mmm4rec.evaluation.metrics import METRICS
 from mmm4rec.evaluation.significance import holm
 from mmm4rec.io import write_text
 from mmm4rec.reporting.accuracy import DAGGER, LEVEL, LIMITS, dagger, enough_draws, paired_test, users_of
 from mmm4rec.reporting.published import comparable, print_cell, slips
-from mmm4rec.reporting.runs import Run, mean_and_spread, read_run, rounded, to_csv
+from mmm4rec.reporting.runs import Run, mean_and_spread, read_run, require_runs, rounded, to_csv
 
 WHOLE = "mmm4rec"  # what the variants are compared with
 TEST_COLUMNS = ("dataset", "metric", "system", "other", "difference", "low", "high", "p", "p_holm")
@@ -30,13 +29,12 @@ def write_ablation_table(runs: Sequence[Path], out: Path, *, systems: Sequence[s
         UserError: a run is missing or not finished, or two rank other users.
     """
     table = [read_run(path) for path in runs]
+    require_runs(table, systems, out)
     users = {run["dataset"]: run["users"] for run in table}
     values: dict[tuple[str, str, str], list[float]] = {}
     for run in table:
         for metric in METRICS:
             values.setdefault((run["system"], run["dataset"], metric), []).append(run["test"][metric])
-    for system, dataset in ((s, d) for s in systems for d in users if (s, d, METRICS[0]) not in values):
-        raise UserError(f"{out}: no finished run of {system} on {dataset}")
     rows = [
         [system, dataset, metric, f"{statistics.fmean(values[system, dataset, metric]):.6f}"]
         for system in systems

@@ -14,7 +14,7 @@ from mmm4rec.evaluation.metrics import METRICS, per_user
 from mmm4rec.evaluation.significance import DRAWS, Values, bootstrap_interval, holm, paired_p_value
 from mmm4rec.io import write_text
 from mmm4rec.reporting.published import Cell, comparable, logged, print_cell, slips
-from mmm4rec.reporting.runs import Run, mean_and_spread, others, read_run, rounded, to_csv
+from mmm4rec.reporting.runs import Run, mean_and_spread, others, read_run, require_runs, rounded, to_csv
 
 OURS = {2: "mmm4rec", 3: "mmm4rec_noid", 4: "mmm4rec"}
 LEVEL = 0.05  # of significance
@@ -65,18 +65,15 @@ def write_accuracy_table(
         UserError: a run is missing or not finished.
     """
     table = [read_run(path) for path in runs]
+    require_runs(table, systems, out)
     tests = compare(table, OURS[number])
     printed = comparable(number, _users(table), paper)
     datasets = list(dict.fromkeys(run["dataset"] for run in table))
     wide = []
     for dataset in datasets:
         for metric in METRICS:
-            means = {s: _mean(_values(table, dataset, s, metric)) for s in systems}
-            missing = [s for s, mean in means.items() if mean is None]
-            if missing:
-                raise UserError(f"{out}: no finished run of {', '.join(missing)} on {dataset}")
-            numbers = {s: mean for s, mean in means.items() if mean is not None}
-            wide.append([dataset, metric, *(f"{v:.6f}" for v in numbers.values()), improvement(numbers, OURS[number])])
+            means = {s: statistics.fmean(_values(table, dataset, s, metric)) for s in systems}
+            wide.append([dataset, metric, *(f"{v:.6f}" for v in means.values()), improvement(means, OURS[number])])
     write_text(out, to_csv(["dataset", "metric", *systems, "improvement"], wide))
     write_text(out.with_name(f"{out.stem}_runs.csv"), _runs_csv(number, table, printed))
     write_text(out.with_name(f"{out.stem}_tests.csv"), to_csv(TEST_COLUMNS, [rounded(test.values()) for test in tests]))
@@ -195,10 +192,6 @@ def users_of(table: Sequence[Run]) -> dict[tuple[str, str], dict[str, Values]]:
 
 def _values(table: Iterable[Run], dataset: str, system: str, metric: str) -> list[float]:
     return [run["test"][metric] for run in table if run["dataset"] == dataset and run["system"] == system]
-
-
-def _mean(values: list[float]) -> float | None:
-    return statistics.fmean(values) if values else None
 
 
 def _runs_csv(number: int, table: list[Run], printed: Mapping[Cell, float]) -> str:

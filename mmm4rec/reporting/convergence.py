@@ -5,10 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mmm4rec.config import read_system
-from mmm4rec.errors import UserError
 from mmm4rec.io import write_text
 from mmm4rec.reporting.published import LOGGED, Cell, comparable, print_cell, slips
-from mmm4rec.reporting.runs import Run, devices_line, mean_and_spread, others, read_run, to_csv
+from mmm4rec.reporting.runs import Run, devices_line, mean_and_spread, others, read_run, require_runs, to_csv
 
 #: the table's quantity, and what a run calls it; the paper prints the first two
 QUANTITIES = {
@@ -42,11 +41,9 @@ def write_convergence_table(runs: Sequence[Path], out: Path, *, systems: Sequenc
         UserError: a run is missing or not finished.
     """
     table = [read_run(path) for path in runs]
+    require_runs(table, systems, out)
     rows = []
     for dataset in dict.fromkeys(run["dataset"] for run in table):
-        for system in systems:
-            if not any((run["dataset"], run["system"]) == (dataset, system) for run in table):
-                raise UserError(f"{out}: no finished run of {system} on {dataset}")
         for quantity, key in QUANTITIES.items():
             means = [statistics.fmean(_values(table, dataset, system, key)) for system in systems]
             rows.append([dataset, quantity, *(f"{mean:.2f}" for mean in means)])

@@ -14,6 +14,7 @@ from mmm4rec.provenance import summary
 #: of a run folder; not the weights, which are large and can be made again
 RUN_FILES = ("config.json", "metrics.json", "environment.json", "history.csv", "history_indomain.csv", "ranks.parquet")
 STAGES = ("runs", "truncation", "pretrained")
+FOLDERS = ("tables", "figures", *STAGES)
 
 
 def freeze(results: Path, config: dict[str, Any], out: Path) -> None:
@@ -31,11 +32,11 @@ def freeze(results: Path, config: dict[str, Any], out: Path) -> None:
     Raises:
         UserError: there is no table, ``out`` is where results are or holds other things, or the configuration is none.
     """
-    at, sources = out.resolve(), [(results / name).resolve() for name in ("tables", "figures", *STAGES)]
+    at, sources = out.resolve(), [(results / name).resolve() for name in FOLDERS]
     if any(source.is_relative_to(at) or at.is_relative_to(source) for source in sources):
         raise UserError(f"--out {out}: results are there; name a folder of its own, as published/<name>")
-    kept = {"README.md", "provenance.json", "tables", "figures", *STAGES}
-    if others := sorted(path.name for path in (out.iterdir() if out.exists() else ()) if path.name not in kept):
+    there = {path.name for path in out.iterdir()} if out.exists() else set()
+    if others := sorted(there - {"README.md", "provenance.json", *FOLDERS}):
         raise UserError(f"--out {out}: {others[0]} is there, which is no frozen result; name a folder of its own")
     tables = sorted(path for kind in ("csv", "md") for path in (results / "tables").rglob(f"*.{kind}"))
     if not tables:

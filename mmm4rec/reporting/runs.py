@@ -40,6 +40,20 @@ def read_run(path: Path) -> Run:
     }
 
 
+def require_runs(runs: Iterable[Run], systems: Iterable[str], out: Path) -> None:
+    """Hold the runs of a table, ``out``, against its systems.
+
+    Raises:
+        UserError: one of them has no run on a dataset that others have runs on.
+    """
+    there: dict[str, set[str]] = {}
+    for run in runs:
+        there.setdefault(run["dataset"], set()).add(run["system"])
+    for dataset, found in there.items():
+        if missing := [system for system in systems if system not in found]:
+            raise UserError(f"{out}: no finished run of {', '.join(missing)} on {dataset}")
+
+
 def others(systems: Iterable[str]) -> list[str]:
     """The systems that ours is compared with: all but MMM4Rec and its variants."""
     return [system for system in systems if not system.startswith("mmm4rec")]
