@@ -7,14 +7,14 @@ from typing import Any
 
 from mmm4rec.config import read_system, system_keys
 from mmm4rec.evaluation.metrics import METRICS
-from mmm4rec.evaluation.significance import holm
 from mmm4rec.io import write_text
-from mmm4rec.reporting.accuracy import DAGGER, LEVEL, LIMITS, dagger, enough_draws, paired_test, users_of
+from mmm4rec.reporting.comparison import TEST, correct, enough_draws, explain, mark, paired_test, users_of
+from mmm4rec.reporting.notes import bullets, notes, own_settings
 from mmm4rec.reporting.published import comparable, print_cell, slips
 from mmm4rec.reporting.runs import Run, mean_and_spread, read_run, require_runs, rounded, to_csv
 
 WHOLE = "mmm4rec"  # what the variants are compared with
-TEST_COLUMNS = ("dataset", "metric", "system", "other", "difference", "low", "high", "p", "p_holm")
+TEST_COLUMNS = ("dataset", "metric", "system", "other", *TEST, "p_holm")
 
 
 def write_ablation_table(runs: Sequence[Path], out: Path, *, systems: Sequence[str]) -> None:
@@ -43,21 +43,21 @@ def write_ablation_table(runs: Sequence[Path], out: Path, *, systems: Sequence[s
     ]
     write_text(out, to_csv(["variant", "dataset", "metric", "value"], rows))
     tests = compare_variants(table)
-    marked = {(t["system"], t["dataset"], t["metric"]) for t in tests if t["p_holm"] < LEVEL}
+    marks = {(t["system"], t["dataset"], t["metric"]): mark(t) for t in tests}
     write_text(out.with_name(f"{out.stem}_tests.csv"), to_csv(TEST_COLUMNS, [rounded(t.values()) for t in tests]))
 
     lines_of_table = [key for key in system_keys() if 6 in read_system(key).tables]  # numbered as in print
     printed = comparable(6, users)
-    lines = ["# Table VI: variants of MMM4Rec", ""]
-    lines += ["Means over the seeds (± standard deviation where there are several).", ""]
+    whole = read_system(WHOLE).name
+    lines = [f"# Table VI: variants of {whole}", ""]
     for dataset, number in users.items():
-        lines += [f"## {dataset}", "", f"{number} users ranked.", ""]
+        about = f"{number} users ranked; means over the seeds (± standard deviation where there are several)."
+        lines += [f"## {dataset}", "", about, "", *bullets(notes(table, dataset)), ""]
         lines += ["| variant | | " + " | ".join(METRICS) + " |", "|---|---|" + "---:|" * len(METRICS)]
         for system in systems:
-            name = f"({lines_of_table.index(system)}) {read_system(system).name}"
+            name = f"({lines_of_table.index(system)}) {read_system(system).name.removeprefix(f'{whole} ')}"
             cells = [
-                mean_and_spread(values[system, dataset, m], 4) + (DAGGER if (system, dataset, m) in marked else "")
-                for m in METRICS
+                mean_and_spread(values[system, dataset, m], 4) + marks.get((system, dataset, m), "") for m in METRICS
             ]
             lines.append(f"| {name} | ours | {' | '.join(cells)} |")
             print_cells = [print_cell(6, printed, (dataset, system, metric)) for metric in METRICS]
@@ -65,11 +65,8 @@ def write_ablation_table(runs: Sequence[Path], out: Path, *, systems: Sequence[s
                 lines.append(f"|  | print | {' | '.join(print_cells)} |")
         lines.append("")
     if tests:
-        lines += [
-            f"{dagger(marked)} differs from {read_system(WHOLE).name}: paired permutation test over the users, "
-            f"p < {LEVEL} after Holm's correction for {len(tests)} comparisons. {LIMITS}",
-            "",
-        ]
+        lines += [explain(tests, f"differs from {whole}"), ""]
+    lines += own_settings(table)
     lines += [line for text in slips(6, printed, systems) for line in (text, "")]
     write_text(out.with_suffix(".md"), "\n".join(lines).rstrip() + "\n")
 
@@ -83,16 +80,23 @@ def compare_variants(table: Sequence[Run]) -> list[dict[str, Any]]:
     Raises:
         UserError: two runs rank other users.
     """
+    users = users_of(table)
     pairs = [
-        (dataset, metric, variant, values[variant], values[WHOLE])
-        for (dataset, metric), values in users_of(table).items()
-        for variant in values
-        if WHOLE in values and variant != WHOLE
+        (dataset, metric, variant)
+        for (dataset, metric), systems in users.items()
+        for variant in systems
+        if WHOLE in systems and variant != WHOLE
     ]
     draws = enough_draws(len(pairs), 1)
-    found = [paired_test(values, whole, draws=draws) for *_, values, whole in pairs]
-    corrected = holm([p for *_, p in found])
-    return [
-        dict(zip(TEST_COLUMNS, (*names, WHOLE, *test, p), strict=True))
-        for (*names, _, _), test, p in zip(pairs, found, corrected, strict=True)
+    rows = [
+        {
+            "dataset": dataset,
+            "metric": metric,
+            "system": variant,
+            "other": WHOLE,
+            **paired_test(users[dataset, metric], variant, WHOLE, draws=draws),
+        }
+        for dataset, metric, variant in pairs
     ]
+    correct(rows)
+    return rows

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from mmm4rec.config import read_system
 from mmm4rec.io import write_text
+from mmm4rec.reporting.notes import bullets, notes, own_settings
 from mmm4rec.reporting.published import LOGGED, Cell, comparable, print_cell, slips
 from mmm4rec.reporting.runs import Run, devices_line, mean_and_spread, others, read_run, require_runs, to_csv
 
@@ -73,10 +74,11 @@ def _markdown(table: list[Run], systems: Sequence[str]) -> str:
     names = {system: read_system(system).name for system in systems}
     printed = comparable(5, {run["dataset"]: run["users"] for run in table})
     lines = ["# Table V: epochs and seconds to the best validation score", "", NOTE, ""]
-    lines += [devices_line((run["device"], f"{run['system']} on {run['dataset']}") for run in table), ""]
-    lines += ["| dataset | quantity | | " + " | ".join(names.values()) + " |", "|---|---|---|" + "---:|" * len(systems)]
     claims = []
     for dataset in dict.fromkeys(run["dataset"] for run in table):
+        ran = devices_line((run["device"], names[run["system"]]) for run in table if run["dataset"] == dataset)
+        lines += [f"## {dataset}", "", *bullets([ran, *notes(table, dataset)]), ""]
+        lines += ["| quantity | | " + " | ".join(names.values()) + " |", "|---|---|" + "---:|" * len(systems)]
         rows: list[tuple[str, dict[str, str], dict[str, str]]] = []
         for quantity, key in (*QUANTITIES.items(), (PRODUCT, PRODUCT)):
             values = {system: mean_and_spread(_values(table, dataset, system, key), 2) for system in systems}
@@ -85,10 +87,11 @@ def _markdown(table: list[Run], systems: Sequence[str]) -> str:
         in_print = ratios({s: seconds for (d, s), seconds in _products(printed).items() if d == dataset})
         rows.append((f"in multiples of {read_system(OURS).name}'s", _times(measured), _times(in_print)))
         for quantity, values, theirs in rows:
-            for label, source, known in ((f"{dataset} | {quantity}", "ours", values), ("|", "print", theirs)):
+            for label, source, known in ((quantity, "ours", values), ("", "print", theirs)):
                 cells = [known.get(system, "") for system in systems]
                 if any(cells):
                     lines.append(f"| {label} | {source} | {' | '.join(cells)} |")
+        lines.append("")
         if dataset in HEADLINE and in_print and others(measured):
             logged = {cell: LOGGED.get((5, *cell), value) for cell, value in printed.items()}
             by_logs = ratios({s: seconds for (d, s), seconds in _products(logged).items() if d == dataset})
@@ -98,14 +101,15 @@ def _markdown(table: list[Run], systems: Sequence[str]) -> str:
             )
     if claims:
         lines += [
-            "",
             f"The paper puts forward that {read_system(OURS).name} converges {CLAIMED} as fast as MMSRec and MISSRec "
             f"on {' and '.join(d.capitalize() for d in HEADLINE)} ({PRODUCT} an epoch):",
             "",
             *claims,
+            "",
         ]
-    lines += [line for text in slips(5, printed, systems) for line in ("", text)]
-    return "\n".join(lines) + "\n"
+    lines += own_settings(table)
+    lines += [line for text in slips(5, printed, systems) for line in (text, "")]
+    return "\n".join(lines).rstrip() + "\n"
 
 
 def _products(printed: dict[Cell, float]) -> dict[tuple[str, str], float]:

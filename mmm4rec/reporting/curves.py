@@ -5,6 +5,7 @@ import statistics
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
+from textwrap import wrap
 from typing import NamedTuple
 
 from matplotlib.axes import Axes
@@ -13,12 +14,15 @@ from matplotlib.ticker import MaxNLocator
 from mmm4rec.config import read_system, system_keys
 from mmm4rec.errors import UserError
 from mmm4rec.io import write_text
-from mmm4rec.reporting.plot import panels, write_png
+from mmm4rec.reporting.notes import notes
+from mmm4rec.reporting.plot import OTHERS, OURS, colours_of, panels, write_png
 from mmm4rec.reporting.runs import Run, read_run, to_csv
 
 #: one metric for all, else lines of a panel could not be compared; some systems stop on another
 METRIC = "ndcg@10"
 AXES = {"epoch": "epochs", "seconds": "seconds of training and validation"}
+CHARACTERS = 155  # in a line of notes below figure 4, two panels wide
+LINE_HEIGHT = 0.12  # inches
 COLUMNS = 4  # at most, of the figure with a panel a system
 
 
@@ -50,20 +54,27 @@ def write_curves(runs: Sequence[Path], out: Path) -> None:
     Raises:
         UserError: a run is not finished, or none of them has trained.
     """
-    curves = _read(runs, out)
+    table = [read_run(path) for path in runs]
+    curves = _read(runs, table, out)
     datasets = list(dict.fromkeys(curve.dataset for curve in curves))
     systems = _systems(curves)
     figure, axes = panels(len(datasets), len(AXES))
     for row, dataset in zip(axes, datasets, strict=True):
         for axis, x in zip(row, AXES, strict=True):
-            for colour, system in enumerate(systems):
+            for system, colour in colours_of(systems).items():
                 of_system = [c for c in curves if (c.dataset, c.system) == (dataset, system)]
-                _draw(axis, of_system, x, f"C{colour}", read_system(system).name)
+                _draw(axis, of_system, x, colour, read_system(system).name)
             axis.set_title(dataset, fontsize=10)
             axis.set_xlabel(AXES[x])
+            if x == "seconds":
+                axis.set_xscale("log")  # systems are an order of magnitude apart
         row[0].set_ylabel(f"validation {METRIC}")
     labelled = {line.get_label(): line for axis in chain(*axes) for line in axis.get_legend_handles_labels()[0]}
-    figure.legend(handles=list(labelled.values()), loc="outside lower center", ncols=4, frameon=False)
+    figure.legend(handles=list(labelled.values()), loc="outside upper center", ncols=4, frameon=False)
+    said = [f"{dataset}: {' '.join(notes(table, dataset))}".replace("*", "") for dataset in datasets]
+    lines = list(chain(*(wrap(text, CHARACTERS, subsequent_indent="    ") for text in said)))
+    figure.set_figheight(figure.get_figheight() + LINE_HEIGHT * (len(lines) + 2))  # the legend takes two
+    figure.supxlabel("\n".join(lines), x=0.01, ha="left", fontsize=6.5, color="0.35")
     write_png(out.with_suffix(".png"), figure)
 
 
@@ -73,13 +84,13 @@ def write_curves_apart(runs: Sequence[Path], out: Path) -> None:
     Raises:
         UserError: a run is not finished, or none of them has trained.
     """
-    curves = _read(runs, out)
+    curves = _read(runs, [read_run(path) for path in runs], out)
     systems = _systems(curves)
     columns = min(COLUMNS, len(systems))
     figure, axes = panels(-(-len(systems) // columns), columns, width=2.8, height=2.1)
     highest = max(point.value for curve in curves for point in curve.points)
     for axis, system in zip(chain(*axes), systems, strict=False):
-        _draw(axis, [curve for curve in curves if curve.system == system], "epoch", "C0")
+        _draw(axis, [curve for curve in curves if curve.system == system], "epoch", OURS.get(system, OTHERS[0]))
         axis.set_title(read_system(system).name, fontsize=9)
         axis.set_ylim(0, 1.05 * highest or 1)
     for axis in list(chain(*axes))[len(systems) :]:
@@ -89,9 +100,9 @@ def write_curves_apart(runs: Sequence[Path], out: Path) -> None:
     write_png(out.with_suffix(".png"), figure)
 
 
-def _read(runs: Sequence[Path], out: Path) -> list[Curve]:
+def _read(runs: Sequence[Path], table: Sequence[Run], out: Path) -> list[Curve]:
     """The runs' curves, which are written to ``out`` too."""
-    curves = [curve for path in runs if (curve := _curve(path, read_run(path))).points]
+    curves = [curve for path, run in zip(runs, table, strict=True) if (curve := _curve(path, run)).points]
     if not curves:
         raise UserError(f"{out}: none of the runs has trained, so there is no curve; name runs of other systems")
     rows = [

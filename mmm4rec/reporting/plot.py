@@ -1,5 +1,7 @@
 """What the figures share: their panels, and how they are written."""
 
+from collections.abc import Sequence
+from itertools import cycle
 from pathlib import Path
 
 from matplotlib.axes import Axes
@@ -7,7 +9,20 @@ from matplotlib.figure import Figure
 
 from mmm4rec.io import atomic
 
+#: MMM4Rec's colours, the same in all figures; the others' follow in their order
+OURS = {"mmm4rec": "tab:red", "mmm4rec_noid": "tab:orange"}
+OTHERS = ("tab:blue", "tab:green", "tab:purple", "tab:brown", "tab:pink", "tab:gray", "tab:olive", "tab:cyan")
 DPI = 130  # of the screens that reports are read on; a panel is some 500 pixels wide
+
+
+def colours_of(systems: Sequence[str]) -> dict[str, str]:
+    """A colour for every system, MMM4Rec's its own.
+
+    >>> colours_of(["missrec", "mmm4rec", "sasrec"])
+    {'missrec': 'tab:blue', 'mmm4rec': 'tab:red', 'sasrec': 'tab:green'}
+    """
+    rest = cycle(OTHERS)
+    return {system: OURS[system] if system in OURS else next(rest) for system in systems}
 
 
 def panels(rows: int, columns: int, *, width: float = 4.2, height: float = 3.0) -> tuple[Figure, list[list[Axes]]]:

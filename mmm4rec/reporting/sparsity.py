@@ -15,22 +15,20 @@ import numpy.typing as npt
 
 from mmm4rec.config import read_system
 from mmm4rec.errors import UserError
-from mmm4rec.evaluation.metrics import METRICS, per_user
-from mmm4rec.evaluation.significance import Values
+from mmm4rec.evaluation.metrics import METRICS
 from mmm4rec.features.store import read_table
 from mmm4rec.io import write_text
-from mmm4rec.reporting.accuracy import (
+from mmm4rec.reporting.comparison import (
     COMPARISON,
-    DAGGER,
-    LEVEL,
-    LIMITS,
     PICKED,
     against_best,
     correct,
     enough_draws,
-    notes,
-    own_settings,
+    explain,
+    mark,
+    users_of,
 )
+from mmm4rec.reporting.notes import bullets, notes, own_settings
 from mmm4rec.reporting.runs import Run, read_run, rounded, to_csv
 from mmm4rec.training.data import Events, load_events
 
@@ -191,19 +189,19 @@ def _check(runs: Sequence[Run], events: Events, dataset: str, systems: Sequence[
 
 def _measure(dataset: str, runs: Sequence[Run], bins: Sequence[Bin], draws: int) -> list[Result]:
     """All bins of a dataset; the tests are not corrected for their number yet."""
-    values: dict[tuple[str, str], list[Values]] = {}  # a seed an entry
-    for run in runs:
-        for metric in METRICS:
-            values.setdefault((metric, run["system"]), []).append(per_user(metric, run["ranks"]))
-    seeds_averaged = {cell: np.mean(seeds, axis=0) for cell, seeds in values.items()}
+    values = {metric: systems for (_, metric), systems in users_of(runs).items()}
     results = []
     for each in bins:
-        means = {cell: statistics.fmean(v[each.members].mean() for v in seeds) for cell, seeds in values.items()}
-        tests = {}
-        for metric in METRICS:
-            users = {system: v[each.members] for (m, system), v in seeds_averaged.items() if m == metric}
-            if found := against_best(users, OURS, draws=draws):
-                tests[metric] = found
+        inside = {
+            metric: {system: [v[each.members] for v in seeds] for system, seeds in systems.items()}
+            for metric, systems in values.items()
+        }
+        means = {
+            (metric, system): statistics.fmean(v.mean() for v in seeds)
+            for metric, systems in inside.items()
+            for system, seeds in systems.items()
+        }
+        tests = {m: found for m, systems in inside.items() if (found := against_best(systems, OURS, draws=draws))}
         results.append(Result(dataset, each.group, each.name, int(each.members.sum()), means, tests))
     return results
 
@@ -222,17 +220,15 @@ def _markdown(
 ) -> str:
     ours = read_system(OURS).name
     lines = ["# Where data is thin: cold items, short histories, missing images", "", NOTE, ""]
-    comparisons = sum(len(result.tests) for result in results)
-    if comparisons:
+    if tests := [test for result in results for test in result.tests.values()]:
         lines += [
-            f"Below the systems: {ours} less the best other system of the bin; {DAGGER} where the two differ by the "
-            f"paired permutation test over the users of the bin, p < {LEVEL} after Holm's correction for {comparisons} "
-            f"comparisons. {PICKED} {LIMITS}",
+            f"Below the systems: {ours} less the best other system of the bin. "
+            f"{explain(tests, 'the two differ')} {PICKED}",
             "",
         ]
     for dataset in dict.fromkeys(result.dataset for result in results):
         columns = [result for result in results if result.dataset == dataset]
-        lines += [f"## {dataset}", "", *notes(table, dataset), *same_users(bins[dataset]), ""]
+        lines += [f"## {dataset}", "", *bullets([*notes(table, dataset), *same_users(bins[dataset])]), ""]
         heads = ["all" if c.group == "all" else f"{c.group} {c.bin}" for c in columns]
         for metric in METRICS:
             lines += [f"| {metric} | {' | '.join(heads)} |", "|---|" + "---:|" * len(columns)]
@@ -243,10 +239,13 @@ def _markdown(
                 cells = [_cell(c.means[metric, system], top) for c, top in zip(columns, best, strict=True)]
                 lines.append(f"| {read_system(system).name} | {' | '.join(cells)} |")
             if all(c.tests for c in columns):
-                tests = [c.tests[metric] for c in columns]
-                marked = [f"{t['difference']:+.4f}{DAGGER if t['p_holm'] < LEVEL else ''}" for t in tests]
+                found = [c.tests[metric] for c in columns]
+                marked = [f"{t['difference']:+.4f}{mark(t)}" for t in found]
                 lines.append(f"| {ours} less the best other | {' | '.join(marked)} |")
-                lines.append(f"| which is | {' | '.join(read_system(t['other']).name for t in tests)} |")
+                # where no other system ever hits, none of them is the best
+                hit = [c.means[metric, t["other"]] > 0 for t, c in zip(found, columns, strict=True)]
+                which = [read_system(t["other"]).name if hits else "-" for t, hits in zip(found, hit, strict=True)]
+                lines.append(f"| which is | {' | '.join(which)} |")
             lines.append("")
     lines += own_settings(table)
     return "\n".join(lines).rstrip() + "\n"

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 from mmm4rec.config import read_system
 from mmm4rec.io import atomic
+from mmm4rec.reporting.plot import OURS
 from mmm4rec.reporting.runs import others
 from mmm4rec.reporting.sparsity import FEW, FEW_MARK
 
@@ -20,7 +21,6 @@ TITLES = {
     "text": "text of the test item",
     "history": "events before the test item",
 }
-OURS = {"mmm4rec": "tab:red", "mmm4rec_noid": "tab:orange"}
 BEST_BY_ID, BEST_BY_TEXT, REST = "tab:blue", "tab:green", "0.65"
 NAMES_IN_A_PANEL = 22  # under each other, at the size below
 NAME_SIZE = 6.5

@@ -11,7 +11,7 @@ from mmm4rec.config import read_system, system_keys
 from mmm4rec.errors import UserError
 from mmm4rec.evaluation.metrics import METRICS
 from mmm4rec.io import write_text
-from mmm4rec.reporting.plot import panels, write_png
+from mmm4rec.reporting.plot import colours_of, panels, write_png
 from mmm4rec.reporting.runs import read_run, to_csv
 from mmm4rec.reporting.table1 import published_users
 
@@ -66,9 +66,9 @@ def write_truncation_figure(runs: Sequence[Path], out: Path) -> None:
 
     figure, axes = panels(1, len(SHOWN), width=4.6, height=3.4)
     for axis, metric in zip(axes[0], SHOWN, strict=True):
-        for colour, system in enumerate(systems):
+        for system, colour in colours_of(systems).items():
             points = [(n, 100 * s) for n in lengths if (system, n, metric) in means and (s := share(system, n, metric))]
-            axis.plot(*zip(*points, strict=True) if points else ((), ()), "o-", color=f"C{colour}", markersize=3.5)
+            axis.plot(*zip(*points, strict=True) if points else ((), ()), "o-", color=colour, markersize=3.5)
             axis.lines[-1].set_label(read_system(system).name)
         # as in the tables, print stands beside ours only where the users are the same
         _finish(axis, dataset, metric, lengths, PRINTED.get(dataset) if users in published_users(dataset) else None)

@@ -116,7 +116,8 @@ def finetune(
     history = stage(how, finetune_loss, validate=validate) if how and how["epochs"] else History()
     ranks = rank_targets(system, events, test_rows, **ranking).cpu()
     test = summarise(ranks)
-    metrics = {"test": test, "valid": validate(), "users": len(ranks), "time": system.timed}
+    metrics = {"test": test, "valid": validate(), "users": len(ranks), "interactions": len(events.items)}
+    metrics["time"] = system.timed
     users = events.users[events.ranked].cpu()
     write_parquet(
         out / "ranks.parquet",

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mmm4rec.evaluation import significance
-from mmm4rec.evaluation.significance import bootstrap_interval, holm, paired_p_value
+from mmm4rec.evaluation.significance import SeedNoise, bootstrap_interval, holm, paired_p_value, seed_noise
 
 
 def test_docstrings():
@@ -68,6 +68,25 @@ def test_equal_systems_and_clear_winners():
     same = np.array([0.0, 1.0, 0.5])
     assert paired_p_value(same, same) == 1.0
     assert paired_p_value(np.ones(100), np.zeros(100)) == pytest.approx(1 / 10_001)
+
+
+def test_seeds_spread_is_pooled_over_the_systems_that_have_several():
+    """By hand: squares about the means 2 + 8 = 10 over 1 + 2 degrees, times 1/3 + 1/2 for a difference of means."""
+    noise = seed_noise([[1.0, 3.0], [5.0, 7.0, 9.0], [4.0], [6.0, 6.0]], 3, 2)
+    assert noise.degrees == 3
+    assert noise.scale == pytest.approx((10 / 3 * (1 / 3 + 1 / 2)) ** 0.5)
+    assert seed_noise([[4.0], [6.0, 6.0]], 1, 2) == SeedNoise(0.0, 0)
+
+
+def test_without_differences_among_users_p_is_that_of_the_t_distribution():
+    """All users gain the same; of t with 4 degrees 5 % lie beyond 2.776."""
+    scale = 0.01
+    a = np.full(100_000, 2.776 * scale)
+    noise = SeedNoise(scale, 4)
+    # exchanges of so many users move the mean by a hundredth of the seeds' spread
+    assert paired_p_value(a, np.zeros_like(a), noise=noise, draws=4000) == pytest.approx(0.05, abs=0.012)
+    low, high = bootstrap_interval(a, noise=noise)
+    assert (low, high) == pytest.approx((0, 2 * 2.776 * scale), abs=0.003)
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=8))

@@ -8,7 +8,8 @@ import pytest
 from finished_runs import write_ranks, write_run
 
 from mmm4rec.errors import UserError
-from mmm4rec.reporting.accuracy import DAGGER, write_accuracy_table
+from mmm4rec.reporting.accuracy import write_accuracy_table
+from mmm4rec.reporting.comparison import DAGGER
 from mmm4rec.reporting.sparsity import (
     COLUMNS,
     FEW_MARK,
@@ -169,7 +170,7 @@ def test_clear_differences_are_marked_and_corrected_for_all_bins(make_domain, tm
     assert float(tests["unseen", "recall@10"]["p_holm"]) == pytest.approx(12 * smallest, rel=1e-4)
     assert float(tests["1-5", "recall@10"]["p_holm"]) == 1.0
     line = next(line for line in out.with_suffix(".md").read_text().splitlines() if line.startswith("| MMM4Rec less"))
-    assert line == f"| MMM4Rec less the best other | +0.5000{DAGGER} | +1.0000{DAGGER} | +0.0000 |"
+    assert line == f"| MMM4Rec less the best other | +0.5000({DAGGER}) | +1.0000({DAGGER}) | +0.0000 |"
 
 
 def test_bins_of_the_same_users_are_named_as_such():
@@ -193,7 +194,7 @@ def test_one_system_is_compared_with_nobody(run, table):
 def test_a_leak_is_said_here_too(tmp_path, table):
     leaks = write_run(tmp_path / "runs", "mmm4rec", 1, 0.0, settings={"target_time_in_row": True})
     out = table([write_ranks(leaks, RANKED, [1, 2, 3, 4])], ["mmm4rec"])
-    assert "The time of the target is in the rows of mmm4rec" in out.with_suffix(".md").read_text()
+    assert "The time of the target is in the rows of MMM4Rec" in out.with_suffix(".md").read_text()
 
 
 def test_files_that_do_not_belong_together(run, table, tmp_path):

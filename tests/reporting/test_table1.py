@@ -49,14 +49,14 @@ def test_a_domain_of_the_paper_and_an_own_one(tmp_path):
     rows = read(out)
     assert tuple(rows["sci"]) == COLUMNS
     assert tuple(rows["sci"].values()) == (
-        *("sci", "8442", "4385", "1585", "0.9973", "0.3615", "59427", "7.04"),
+        *("sci", "8442", "4385", "1585", "0.3615", "59427", "7.04", "0.9973"),
         *("8442", "4385", "1585", "59427", "7.04"),
     )
-    assert tuple(rows["shop"].values()) == ("shop", "2", "4", "", "", "", "10", "5.00", "", "", "", "", "")
+    assert tuple(rows["shop"].values()) == ("shop", "2", "4", "", "", "10", "5.00", "", "", "", "", "", "")
     lines = out.with_suffix(".md").read_text().splitlines()
     assert lines[2].startswith("In brackets: as published.")
     assert (
-        "| sci | 8,442 (8,442) | 4,385 (4,385) | 1,585 (1,585) | 99.73% | 36.15% | 59,427 (59,427) | 7.04 (7.04) |"
+        "| sci | 8,442 (8,442) | 4,385 (4,385) | 1,585 (1,585) | 36.15% | 99.73% | 59,427 (59,427) | 7.04 (7.04) |"
         in lines
     )
     assert "| shop | 2 | 4 |  |  |  | 10 | 5.00 |" in lines

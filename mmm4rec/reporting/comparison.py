@@ -1,0 +1,134 @@
+"""Whether two systems of a table differ beyond chance, that of the users and that of the seeds."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from mmm4rec.errors import UserError
+from mmm4rec.evaluation.metrics import METRICS, per_user
+from mmm4rec.evaluation.significance import (
+    DRAWS,
+    Values,
+    bootstrap_interval,
+    holm,
+    paired_p_value,
+    seed_noise,
+)
+from mmm4rec.reporting.runs import Run, others
+
+LEVEL = 0.05  # of significance
+DAGGER = "†"
+TEST = ("difference", "seed_sd", "seed_df", "low", "high", "p")
+COMPARISON = ("system", "other", "others", *TEST, "p_holm")
+#: what is to be said of comparisons with a best other system
+PICKED = "Where the other is ahead, its p counts as often as there are other systems: it was picked as their best."
+HITS = 50  # draws beyond a p that is just significant after all corrections: it is known to 14 %
+
+#: the users' values of a system's runs: an array [U] a seed
+Seeds = Sequence[Values]
+
+
+def users_of(table: Sequence[Run]) -> dict[tuple[str, str], dict[str, Seeds]]:
+    """By dataset and metric: the users' values of every system's runs.
+
+    Raises:
+        UserError: two runs rank other users.
+    """
+    found: dict[tuple[str, str], dict[str, Seeds]] = {}
+    for dataset in dict.fromkeys(run["dataset"] for run in table):
+        runs = [run for run in table if run["dataset"] == dataset]
+        for run in runs:
+            if not np.array_equal(run["user_ids"], runs[0]["user_ids"]):
+                one, other = (f"{r['system']} with seed {r['seed']}" for r in (runs[0], run))
+                raise UserError(f"{dataset}: {one} and {other} rank other users; run both again")
+        for metric in METRICS:
+            values: dict[str, list[Values]] = {}
+            for run in runs:
+                values.setdefault(run["system"], []).append(per_user(metric, run["ranks"]))
+            found[dataset, metric] = {**values}
+    return found
+
+
+def paired_test(systems: Mapping[str, Seeds], one: str, other: str, *, draws: int) -> dict[str, Any]:
+    """Two systems, user by user, the values of a user averaged over the seeds.
+
+    Args:
+        systems: values of a metric; all of them tell how much seeds do.
+        one: a system.
+        other: another.
+        draws: of the permutation test.
+
+    Returns:
+        ``TEST``: the difference of the means, what other seeds alone do to it (standard deviation, degrees of freedom
+        of that estimate; 0: no system has several seeds), its bootstrap interval (95 %) and the p of the paired
+        permutation test, both over users and seeds.
+    """
+    noise = seed_noise(
+        ([float(values.mean()) for values in seeds] for seeds in systems.values()),
+        len(systems[one]),
+        len(systems[other]),
+    )
+    a, b = (np.mean(systems[system], axis=0) for system in (one, other))
+    low, high = bootstrap_interval(a - b, noise=noise)
+    p = paired_p_value(a, b, noise=noise, draws=draws)
+    return dict(zip(TEST, (float((a - b).mean()), *noise, low, high, p), strict=True))
+
+
+def against_best(systems: Mapping[str, Seeds], ours: str, *, draws: int = DRAWS) -> dict[str, Any] | None:
+    """Ours against the best other system.
+
+    Args:
+        systems: values of a metric.
+        ours: a system.
+        draws: of the permutation test.
+
+    Returns:
+        ``COMPARISON`` but its last: which is the best other system and of how many, and ``paired_test`` of the two;
+        None where there is nothing to compare.
+    """
+    rivals = others(systems)
+    if ours not in systems or not rivals:
+        return None
+    best = max(rivals, key=lambda system: float(np.mean(systems[system])))
+    return {"system": ours, "other": best, "others": len(rivals), **paired_test(systems, ours, best, draws=draws)}
+
+
+def correct(rows: Sequence[dict[str, Any]]) -> None:
+    """Give every comparison ``p_holm``: its p, corrected for the search for the other system and for all comparisons.
+
+    Where the other is ahead, it was picked as the best of K that all had their chance to be, and its p counts K times
+    (Bonferroni). Where ours is ahead, nothing was picked in favour of the difference. Then Holm.
+    """
+    picked = [min(1.0, row["p"] * (row.get("others", 1) if row["difference"] < 0 else 1)) for row in rows]
+    for row, corrected in zip(rows, holm(picked), strict=True):
+        row["p_holm"] = corrected
+
+
+def enough_draws(comparisons: int, candidates: int, *, hits: int = HITS) -> int:
+    """Draws of a permutation test of which ``hits`` go beyond a p that is just significant, all corrections made."""
+    return max(DRAWS, round(hits / LEVEL) * comparisons * candidates)
+
+
+def mark(test: Mapping[str, Any]) -> str:
+    """What stands behind a number: a dagger beyond chance, one in brackets if only that of the users could be told."""
+    if test["p_holm"] >= LEVEL:
+        return ""
+    return DAGGER if test["seed_df"] else f"({DAGGER})"
+
+
+def explain(tests: Sequence[Mapping[str, Any]], what: str) -> str:
+    """The note on tests below a table, also where they mark nothing: that they were made is to be known.
+
+    Args:
+        tests: all of the table.
+        what: says of what is marked that it differs.
+    """
+    nothing = "" if any(mark(test) for test in tests) else " Nothing is marked here."
+    return (
+        f"{DAGGER}: {what} beyond what other users and other seeds would change: paired permutation test over the "
+        f"users, with the spread of seeds (pooled over all systems that have several) part of its chance; p < {LEVEL} "
+        f"after Holm's correction for {len(tests)} comparisons. ({DAGGER}): the same over the users alone, where no "
+        f"system has several seeds.{nothing} The comparisons of a table are corrected together, so that the same two "
+        "systems may be marked in one table and not in another."
+    )
