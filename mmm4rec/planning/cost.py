@@ -64,6 +64,12 @@ class Plan:
         return asdict(self)
 
 
+DONE = (
+    "What is done was made with these settings as far as runs, weights, features and the encoder tell. Those of prepared "
+    "domains and pictures (`k_core`, `max_side`) are not compared: `snakemake --dry-run` compares all."
+)
+
+
 def make_plan(
     config: Config,
     rates: Sequence[Rate],
@@ -99,7 +105,9 @@ def make_plan(
     def estimate(job: Job) -> Estimate:
         return trainings.estimate(job) if job.stage else steps.estimate(job)
 
-    return Plan(_lines(jobs, estimate), disk_space(config, jobs, sizes, trainings.weights), sizes, known.notes())
+    lines, disk = _lines(jobs, estimate), disk_space(config, jobs, sizes, trainings.weights)
+    unseen = any(job.state == "done" and job.rule in ("prepare", "images") for job in jobs)
+    return Plan(lines, disk, sizes, [*known.notes(), *([DONE] if unseen else [])])
 
 
 def _lines(jobs: Iterable[Job], estimate: Callable[[Job], Estimate]) -> list[Line]:

@@ -17,6 +17,9 @@ from mmm4rec.planning.sizes import Size
 WIDTHS = {ENCODER: 768, "tiny": 128}
 ROW_BYTES = 42  # a rating of the 2018 edition: two ids of 10 and 14 characters, a number, a time
 PICTURE_BYTES = 50_000  # a JPEG of up to 512 pixels a side, as photographs are; assumed until some are there
+#: of a prepared domain: an event, a user's raw id, an item's texts, as Magazine Subscriptions of 2018 take them
+EVENT_BYTES, USER_BYTES, ITEM_BYTES = 6, 14, 500
+ENCODER_BYTES = {ENCODER: 4 * 203_155_970}  # its parameters, in float32
 RANK_BYTES = 8  # a user of ranks.parquet, before it is compressed
 
 
@@ -50,7 +53,9 @@ def disk_space(
     models = sum(_bytes(folder, "model.safetensors") for folder in folders)
     return [
         _raw_disk(config, jobs, left),
+        _domains_disk(config, left, sizes),
         _images_disk(config, left, sizes),
+        _encoder_disk(config, jobs),
         _features_disk(config, left, sizes),
         Disk("weights", models, _total(weights), _lacking(weights, "weights of this size not measured")),
         Disk(
@@ -58,6 +63,12 @@ def disk_space(
             sum(_bytes(folder) for folder in folders) - models,
             _total(ranked),
             _lacking(ranked, "size of the domain unknown") or "ranks, at most",
+        ),
+        Disk(
+            "logs, TensorBoard, state",
+            sum(_bytes(config.results / name) for name in ("logs", "benchmarks", "tensorboard", "state")),
+            0,
+            "a training that runs keeps some four times its weights in state, and removes them at its end",
         ),
     ]
 
@@ -72,6 +83,26 @@ def _raw_disk(config: Config, jobs: list[Job], left: list[Job]) -> Disk:
 
 def _raw_bytes(file: Source) -> int | None:
     return file.bytes or (file.rows and file.rows * ROW_BYTES)
+
+
+def _domains_disk(config: Config, left: list[Job], sizes: dict[str, Size | None]) -> Disk:
+    about = [sizes[job.domain] for job in left if job.rule in ("prepare", "with_image")]
+    to_come = [
+        EVENT_BYTES * (size.all_rows + size.users) + USER_BYTES * size.users + ITEM_BYTES * size.items if size else None
+        for size in about
+    ]
+    note = "about" if _total(to_come) else ""
+    lacking = _lacking(to_come, "size of the domain unknown")
+    return Disk("prepared domains", _bytes(config.results / "domains"), _total(to_come), _joined(note, lacking))
+
+
+def _encoder_disk(config: Config, jobs: list[Job]) -> Disk:
+    fetched = [job for job in jobs if job.rule == "encoder"]
+    folder = config.encoder.folder / config.encoder.name
+    if all(job.state == "done" for job in fetched):
+        return Disk("encoder", _bytes(folder), 0)
+    size = ENCODER_BYTES.get(config.encoder.source)
+    return Disk("encoder", _bytes(folder), size, "" if size else "size of the encoder unknown")
 
 
 def _images_disk(config: Config, left: list[Job], sizes: dict[str, Size | None]) -> Disk:
