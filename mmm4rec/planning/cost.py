@@ -65,8 +65,8 @@ class Plan:
 
 
 DONE = (
-    "What is done was made with these settings as far as runs, weights, features and the encoder tell. Those of prepared "
-    "domains and pictures (`k_core`, `max_side`) are not compared: `snakemake --dry-run` compares all."
+    "What is done was made with these settings as far as runs, weights, features and the encoder tell. Those of "
+    "prepared domains and pictures (`k_core`, `max_side`) are not compared: `snakemake --dry-run` compares all."
 )
 
 

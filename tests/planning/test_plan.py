@@ -405,4 +405,4 @@ def test_nothing_left_is_no_hours(config, make_domain):
     assert {one.left for one in plan.lines} == {0}
     assert all(one.hours is None and not one.rate_from for one in plan.lines)
     assert len(plan.notes) == 1
-    assert "Those of prepared domains and pictures (`k_core`, `max_side`) are not compared" in plan.notes[0]
+    assert "prepared domains and pictures (`k_core`, `max_side`) are not compared" in plan.notes[0]
