@@ -71,8 +71,11 @@ def write_curves(runs: Sequence[Path], out: Path) -> None:
         row[0].set_ylabel(f"validation {METRIC}")
     labelled = {line.get_label(): line for axis in chain(*axes) for line in axis.get_legend_handles_labels()[0]}
     figure.legend(handles=list(labelled.values()), loc="outside upper center", ncols=4, frameon=False)
-    said = [f"{dataset}: {' '.join(notes(table, dataset))}".replace("*", "") for dataset in datasets]
-    lines = list(chain(*(wrap(text, CHARACTERS, subsequent_indent="    ") for text in said)))
+    said: dict[str, list[str]] = {}
+    for dataset in datasets:
+        said.setdefault(" ".join(notes(table, dataset)).replace("*", ""), []).append(dataset)
+    texts = [f"{', '.join(about)}: {text}" for text, about in said.items()]
+    lines = list(chain(*(wrap(text, CHARACTERS, subsequent_indent="    ") for text in texts)))
     figure.set_figheight(figure.get_figheight() + LINE_HEIGHT * (len(lines) + 2))  # the legend takes two
     figure.supxlabel("\n".join(lines), x=0.01, ha="left", fontsize=6.5, color="0.35")
     write_png(out.with_suffix(".png"), figure)

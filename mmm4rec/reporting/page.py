@@ -10,9 +10,9 @@ STYLE = """\
 body { font: 14px/1.5 system-ui, sans-serif; margin: 2em; color: #222; background: #fff }
 h1 { font-size: 1.4em } h2 { font-size: 1.1em; margin-top: 2em } p { max-width: 60em }
 table { border-collapse: collapse; margin: 1.5em 0; font-variant-numeric: tabular-nums }
-th, td { padding: 0.25em 0.7em; white-space: nowrap }
+th, td { padding: 0.25em 0.6em; white-space: nowrap }
 th { border-bottom: 2px solid #999 } td { border-bottom: 1px solid #ddd }
-th:first-child, td:first-child { position: sticky; left: 0; background: #fff }
+th:first-child, td:first-child { position: sticky; left: 0; background: #fff; text-align: left }
 """
 
 
