@@ -37,19 +37,19 @@ class SeedNoise(NamedTuple):
 def seed_noise(means: Iterable[Sequence[float]], one: int, other: int) -> SeedNoise:
     """The noise of a difference of two means over ``one`` and ``other`` seeds.
 
-    A system has too few seeds to tell its own spread, so that of all systems is pooled, as an analysis of variance
-    pools what varies within its groups. Systems whose seeds are all the same draw nothing and tell nothing.
+    A system has too few seeds to tell its own spread, so it is pooled over all systems, as an analysis of variance
+    pools what varies within its groups, and taken to be the same for all.
 
     Args:
         means: a metric's mean over the users, an entry a seed, a sequence a system.
         one: seeds of the first of the two systems.
         other: of the second.
 
-    >>> noise = seed_noise([[0.1, 0.3], [0.5, 0.5, 0.5], [0.2]], 1, 1)
+    >>> noise = seed_noise([[0.1, 0.3], [0.2]], 1, 1)
     >>> round(noise.scale, 6), noise.degrees  # variance 0.02 of one seed, twice that of a difference
     (0.2, 1)
     """
-    several = [np.asarray(values) for values in means if len(set(values)) > 1]
+    several = [np.asarray(values) for values in means if len(values) > 1]
     degrees = sum(len(values) - 1 for values in several)
     if not degrees:
         return SeedNoise()

@@ -62,13 +62,13 @@ def disk_space(
             "runs, without weights",
             sum(_bytes(folder) for folder in folders) - models,
             _total(ranked),
-            _lacking(ranked, "size of the domain unknown") or "ranks, at most",
+            _lacking(ranked, "size of the domain unknown") or ("ranks, at most" if ranked else ""),
         ),
         Disk(
             "logs, TensorBoard, state",
             sum(_bytes(config.results / name) for name in ("logs", "benchmarks", "tensorboard", "state")),
-            0,
-            "a training that runs keeps some four times its weights in state, and removes them at its end",
+            None,
+            "some kB a job; a training that runs keeps four times its weights in state, and removes them at its end",
         ),
     ]
 

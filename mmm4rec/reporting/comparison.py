@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from mmm4rec.errors import UserError
 from mmm4rec.evaluation.metrics import METRICS, per_user
@@ -19,14 +20,14 @@ from mmm4rec.reporting.runs import Run, others
 
 LEVEL = 0.05  # of significance
 DAGGER = "†"
-TEST = ("difference", "seed_sd", "seed_df", "low", "high", "p")
+TEST = ("difference", "seeds", "seed_sd", "seed_df", "low", "high", "p")
 COMPARISON = ("system", "other", "others", *TEST, "p_holm")
 #: what is to be said of comparisons with a best other system
 PICKED = "Where the other is ahead, its p counts as often as there are other systems: it was picked as their best."
-HITS = 50  # draws beyond a p that is just significant after all corrections: it is known to 14 %
+HITS = 400  # draws beyond a p that is just significant after all corrections: it is known to 5 %
 
-#: the users' values of a system's runs: an array [U] a seed
-Seeds = Sequence[Values]
+#: the users' values of a system's runs: an array [U] a seed; of a system that draws nothing one for all seeds
+Seeds = list[Values]
 
 
 def users_of(table: Sequence[Run]) -> dict[tuple[str, str], dict[str, Seeds]]:
@@ -42,11 +43,14 @@ def users_of(table: Sequence[Run]) -> dict[tuple[str, str], dict[str, Seeds]]:
             if not np.array_equal(run["user_ids"], runs[0]["user_ids"]):
                 one, other = (f"{r['system']} with seed {r['seed']}" for r in (runs[0], run))
                 raise UserError(f"{dataset}: {one} and {other} rank other users; run both again")
+        ranks: dict[str, list[npt.NDArray[np.integer]]] = {}
+        for run in runs:
+            ranks.setdefault(run["system"], []).append(run["ranks"])
+        for system, seeds in ranks.items():
+            if all(np.array_equal(seeds[0], other) for other in seeds):  # Popularity, whatever its seed
+                ranks[system] = seeds[:1]
         for metric in METRICS:
-            values: dict[str, list[Values]] = {}
-            for run in runs:
-                values.setdefault(run["system"], []).append(per_user(metric, run["ranks"]))
-            found[dataset, metric] = {**values}
+            found[dataset, metric] = {s: [per_user(metric, each) for each in seeds] for s, seeds in ranks.items()}
     return found
 
 
@@ -60,19 +64,17 @@ def paired_test(systems: Mapping[str, Seeds], one: str, other: str, *, draws: in
         draws: of the permutation test.
 
     Returns:
-        ``TEST``: the difference of the means, what other seeds alone do to it (standard deviation, degrees of freedom
-        of that estimate; 0: no system has several seeds), its bootstrap interval (95 %) and the p of the paired
-        permutation test, both over users and seeds.
+        ``TEST``: the difference of the means, the seeds that the one with fewer has, what other seeds alone do to the
+        difference (standard deviation, degrees of freedom of that estimate; 0: no system has several seeds), its
+        bootstrap interval (95 %) and the p of the paired permutation test, both over users and seeds.
     """
-    noise = seed_noise(
-        ([float(values.mean()) for values in seeds] for seeds in systems.values()),
-        len(systems[one]),
-        len(systems[other]),
-    )
+    n_one, n_other = len(systems[one]), len(systems[other])
+    means = ([float(values.mean()) for values in seeds] for seeds in systems.values())
+    noise = seed_noise(means, n_one, n_other)
     a, b = (np.mean(systems[system], axis=0) for system in (one, other))
     low, high = bootstrap_interval(a - b, noise=noise)
     p = paired_p_value(a, b, noise=noise, draws=draws)
-    return dict(zip(TEST, (float((a - b).mean()), *noise, low, high, p), strict=True))
+    return dict(zip(TEST, (float((a - b).mean()), min(n_one, n_other), *noise, low, high, p), strict=True))
 
 
 def against_best(systems: Mapping[str, Seeds], ours: str, *, draws: int = DRAWS) -> dict[str, Any] | None:
@@ -111,10 +113,10 @@ def enough_draws(comparisons: int, candidates: int, *, hits: int = HITS) -> int:
 
 
 def mark(test: Mapping[str, Any]) -> str:
-    """What stands behind a number: a dagger beyond chance, one in brackets if only that of the users could be told."""
+    """What stands behind a number: a dagger beyond chance, in brackets where one of the two has a single seed."""
     if test["p_holm"] >= LEVEL:
         return ""
-    return DAGGER if test["seed_df"] else f"({DAGGER})"
+    return DAGGER if test["seeds"] > 1 else f"({DAGGER})"
 
 
 def explain(tests: Sequence[Mapping[str, Any]], what: str) -> str:
@@ -124,11 +126,20 @@ def explain(tests: Sequence[Mapping[str, Any]], what: str) -> str:
         tests: all of the table.
         what: says of what is marked that it differs.
     """
-    nothing = "" if any(mark(test) for test in tests) else " Nothing is marked here."
-    return (
-        f"{DAGGER}: {what} beyond what other users and other seeds would change: paired permutation test over the "
-        f"users, with the spread of seeds (pooled over all systems that have several) part of its chance; p < {LEVEL} "
-        f"after Holm's correction for {len(tests)} comparisons. ({DAGGER}): the same over the users alone, where no "
-        f"system has several seeds.{nothing} The comparisons of a table are corrected together, so that the same two "
-        "systems may be marked in one table and not in another."
+    text = [] if any(mark(test) for test in tests) else ["Nothing is marked here."]
+    how = f"paired permutation test over the users, p < {LEVEL} after Holm's correction for {len(tests)} comparisons"
+    pooled = "the spread of seeds is pooled over the table's systems with several and taken to be the same for all"
+    if any(test["seeds"] > 1 for test in tests):
+        text.append(f"{DAGGER}: {what} beyond what other users and other seeds would change ({how}; {pooled}).")
+    if any(test["seeds"] == 1 and test["seed_df"] for test in tests):
+        text.append(f"({DAGGER}): {what} likewise, but one of the two has a single seed ({how}; {pooled}).")
+    if any(not test["seed_df"] for test in tests):
+        text.append(
+            f"({DAGGER}): {what} beyond what other users would change ({how}); no system has several seeds, so that "
+            "what other seeds would change is not in it."
+        )
+    text.append(
+        "The comparisons of a table are corrected together, so that the same two systems may be marked in one table "
+        "and not in another."
     )
+    return " ".join(text)

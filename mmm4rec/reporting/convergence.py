@@ -76,7 +76,9 @@ def _markdown(table: list[Run], systems: Sequence[str]) -> str:
     lines = ["# Table V: epochs and seconds to the best validation score", "", NOTE, ""]
     claims = []
     for dataset in dict.fromkeys(run["dataset"] for run in table):
-        ran = devices_line((run["device"], names[run["system"]]) for run in table if run["dataset"] == dataset)
+        used = [(run["device"], names[run["system"]]) for run in table if run["dataset"] == dataset]
+        apart = " Seconds of different devices cannot be compared, nor multiples of them."
+        ran = devices_line(used) + (apart if len({device for device, _ in used}) > 1 else "")
         lines += [f"## {dataset}", "", *bullets([ran, *notes(table, dataset)]), ""]
         lines += ["| quantity | | " + " | ".join(names.values()) + " |", "|---|---|" + "---:|" * len(systems)]
         rows: list[tuple[str, dict[str, str], dict[str, str]]] = []

@@ -5,24 +5,21 @@ import statistics
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
-from textwrap import wrap
 from typing import NamedTuple
 
 from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from mmm4rec.config import read_system, system_keys
 from mmm4rec.errors import UserError
 from mmm4rec.io import write_text
 from mmm4rec.reporting.notes import notes
-from mmm4rec.reporting.plot import OTHERS, OURS, colours_of, panels, write_png
+from mmm4rec.reporting.plot import OTHERS, OURS, colours_of, panels, write_below, write_png
 from mmm4rec.reporting.runs import Run, read_run, to_csv
 
 #: one metric for all, else lines of a panel could not be compared; some systems stop on another
 METRIC = "ndcg@10"
 AXES = {"epoch": "epochs", "seconds": "seconds of training and validation"}
-CHARACTERS = 155  # in a line of notes below figure 4, two panels wide
-LINE_HEIGHT = 0.12  # inches
 COLUMNS = 4  # at most, of the figure with a panel a system
 
 
@@ -68,16 +65,13 @@ def write_curves(runs: Sequence[Path], out: Path) -> None:
             axis.set_xlabel(AXES[x])
             if x == "seconds":
                 axis.set_xscale("log")  # systems are an order of magnitude apart
+                axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+                axis.xaxis.set_major_formatter("{x:g}")
+                axis.xaxis.set_minor_locator(NullLocator())
         row[0].set_ylabel(f"validation {METRIC}")
     labelled = {line.get_label(): line for axis in chain(*axes) for line in axis.get_legend_handles_labels()[0]}
     figure.legend(handles=list(labelled.values()), loc="outside upper center", ncols=4, frameon=False)
-    said: dict[str, list[str]] = {}
-    for dataset in datasets:
-        said.setdefault(" ".join(notes(table, dataset)).replace("*", ""), []).append(dataset)
-    texts = [f"{', '.join(about)}: {text}" for text, about in said.items()]
-    lines = list(chain(*(wrap(text, CHARACTERS, subsequent_indent="    ") for text in texts)))
-    figure.set_figheight(figure.get_figheight() + LINE_HEIGHT * (len(lines) + 2))  # the legend takes two
-    figure.supxlabel("\n".join(lines), x=0.01, ha="left", fontsize=6.5, color="0.35")
+    write_below(figure, {dataset: notes(table, dataset) for dataset in datasets})
     write_png(out.with_suffix(".png"), figure)
 
 

@@ -82,17 +82,17 @@ def _seeds(seeds: dict[str, list[int]]) -> str:
     return "Seeds: " + "; ".join(f"{own} of {', '.join(systems)}" for own, systems in groups.items()) + "."
 
 
-def own_settings(table: list[Run]) -> list[str]:
+def own_settings(table: Sequence[Run]) -> list[str]:
     """A list of what was set other than in the systems' files, for below a table; empty if nothing was."""
-    found: dict[tuple[str, str], list[str]] = {}
+    found: dict[tuple[str, str], list[Run]] = {}
     for run in table:
-        datasets = found.setdefault((run["system"], _changed(run["config"])), [])
-        if run["dataset"] not in datasets:
-            datasets.append(run["dataset"])
+        found.setdefault((run["system"], _changed(run["config"])), []).append(run)
     n_texts = Counter(system for system, _ in found)
+    one_dataset = len({run["dataset"] for run in table}) == 1
     lines = []
-    for (system, text), datasets in found.items():
-        where = f" on {', '.join(datasets)}" if n_texts[system] > 1 else ""
+    for (system, text), runs in found.items():
+        about = ", ".join(dict.fromkeys(str(run["seed"] if one_dataset else run["dataset"]) for run in runs))
+        where = f" {'with seed' if one_dataset else 'on'} {about}" if n_texts[system] > 1 else ""
         if text:
             lines.append(f"- {read_system(system).name}{where}: {text}")
     return ["Set other than in `config/systems`, where the value in brackets stands:", "", *lines, ""] if lines else []

@@ -20,7 +20,10 @@ PAPER_SOURCES = {"food", "cds", "kindle", "movies", "home"}
 GATED = ("users", "items", "interactions")  # never images: links die
 SIZES = ("users", "items", "images", "interactions", "mean_length")
 COVERAGE = ("image_coverage", "text_coverage")
-COLUMNS = ("dataset", *SIZES[:3], COVERAGE[0], *SIZES[3:], COVERAGE[1], *(f"published_{name}" for name in SIZES))
+COLUMNS = (
+    *("dataset", "users", "items", "images", "image_coverage", "interactions", "mean_length", "text_coverage"),
+    *(f"published_{name}" for name in SIZES),
+)
 # Slips of print: the value to accept beside the printed one, and why.
 SLIPS = {
     ("office", "users"): (87346, "transposed digits; the released logs count 87,346"),

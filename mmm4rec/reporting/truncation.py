@@ -11,7 +11,8 @@ from mmm4rec.config import read_system, system_keys
 from mmm4rec.errors import UserError
 from mmm4rec.evaluation.metrics import METRICS
 from mmm4rec.io import write_text
-from mmm4rec.reporting.plot import colours_of, panels, write_png
+from mmm4rec.reporting.notes import notes
+from mmm4rec.reporting.plot import colours_of, panels, write_below, write_png
 from mmm4rec.reporting.runs import read_run, to_csv
 from mmm4rec.reporting.table1 import published_users
 
@@ -36,8 +37,8 @@ def write_truncation_figure(runs: Sequence[Path], out: Path) -> None:
     """
     values: dict[tuple[str, int, str], list[float]] = {}
     sizes: dict[str, int] = {}
-    for path in runs:
-        run = read_run(path)
+    table = [read_run(path) for path in runs]
+    for run in table:
         sizes[run["dataset"]] = run["users"]
         for metric in METRICS:
             key = (run["system"], run["config"]["settings"]["max_length"], metric)
@@ -72,6 +73,8 @@ def write_truncation_figure(runs: Sequence[Path], out: Path) -> None:
             axis.lines[-1].set_label(read_system(system).name)
         # as in the tables, print stands beside ours only where the users are the same
         _finish(axis, dataset, metric, lengths, PRINTED.get(dataset) if users in published_users(dataset) else None)
+    seen = f"The last {', '.join(map(str, lengths))} items of every history."
+    write_below(figure, {dataset: [seen, *notes(table, dataset)]})
     write_png(out.with_suffix(".png"), figure)
 
 

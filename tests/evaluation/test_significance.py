@@ -72,10 +72,10 @@ def test_equal_systems_and_clear_winners():
 
 def test_seeds_spread_is_pooled_over_the_systems_that_have_several():
     """By hand: squares about the means 2 + 8 = 10 over 1 + 2 degrees, times 1/3 + 1/2 for a difference of means."""
-    noise = seed_noise([[1.0, 3.0], [5.0, 7.0, 9.0], [4.0], [6.0, 6.0]], 3, 2)
+    noise = seed_noise([[1.0, 3.0], [5.0, 7.0, 9.0], [4.0]], 3, 2)
     assert noise.degrees == 3
     assert noise.scale == pytest.approx((10 / 3 * (1 / 3 + 1 / 2)) ** 0.5)
-    assert seed_noise([[4.0], [6.0, 6.0]], 1, 2) == SeedNoise(0.0, 0)
+    assert seed_noise([[4.0], [6.0]], 1, 1) == SeedNoise(0.0, 0)
 
 
 def test_without_differences_among_users_p_is_that_of_the_t_distribution():

@@ -301,7 +301,7 @@ def test_disk(config):
         "features": 2 * 768 * (4385 + 1585),
         "weights": 40,
         "runs, without weights": 8 * 8442,
-        "logs, TensorBoard, state": 0,
+        "logs, TensorBoard, state": None,
     }
     folder = own.results / "images/office"
     folder.mkdir(parents=True)

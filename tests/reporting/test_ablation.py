@@ -60,5 +60,5 @@ def test_variants_are_tested_against_the_whole_user_by_user(tmp_path):
     text = out.with_suffix(".md").read_text()
     assert "| (1) w/o Pretrained | ours | 0.1000(†) |" in text
     assert "| (2) w/o Time | ours | 0.4800 |" in text
-    assert "†: differs from MMM4Rec beyond what other users and other seeds would change" in text
+    assert "(†): differs from MMM4Rec beyond what other users would change" in text
     assert "after Holm's correction for 8 comparisons" in text

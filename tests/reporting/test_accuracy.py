@@ -53,8 +53,9 @@ def test_ours_is_tested_against_the_best_other_system_user_by_user(tmp_path):
     others = [("pop", 0.1), ("sasrec", 0.24), ("sasrec", 0.25), ("sasrec", 0.26)]
     runs = [write_run(tmp_path, system, seed, value) for seed, (system, value) in enumerate(others)]
     for wins, marked in ((0.6, True), (0.26, False)):
-        run = write_run(tmp_path, "mmm4rec", 1, wins)
-        accuracy.write_accuracy_table(2, [*runs, run], tmp_path / "t.csv", systems=["pop", "sasrec", "mmm4rec"])
+        mine = [write_run(tmp_path, "mmm4rec", seed, wins) for seed in (1, 2)]
+        write_ranks(mine[1], range(100), [99] * round(100 - 100 * wins) + [1] * round(100 * wins))  # other users' hits
+        accuracy.write_accuracy_table(2, [*runs, *mine], tmp_path / "t.csv", systems=["pop", "sasrec", "mmm4rec"])
         tests = read(tmp_path / "t_tests.csv")
         assert len(tests) == 4
         assert {(t["system"], t["other"]) for t in tests} == {("mmm4rec", "sasrec")}
@@ -68,7 +69,7 @@ def test_ours_is_tested_against_the_best_other_system_user_by_user(tmp_path):
         assert (
             "†: MMM4Rec and the best other system differ beyond what other users and other seeds would change" in text
         )
-        assert "after Holm's correction for 4 comparisons." in text
+        assert "after Holm's correction for 4 comparisons" in text
         assert "Where the other is ahead, its p counts as often as there are other systems" in text
         assert (first["p_holm"] < 0.05) == marked
 

@@ -1,9 +1,10 @@
 import numpy as np
 import pytest
-from finished_runs import write_run
+from finished_runs import write_ranks, write_run
 
 from mmm4rec.reporting.accuracy import write_accuracy_table
-from mmm4rec.reporting.comparison import HITS, LEVEL, against_best, correct, enough_draws, mark, paired_test
+from mmm4rec.reporting.comparison import HITS, LEVEL, against_best, correct, enough_draws, mark, paired_test, users_of
+from mmm4rec.reporting.runs import read_run
 
 
 def test_the_best_of_many_others_is_not_ahead_by_being_picked():
@@ -62,21 +63,42 @@ def test_a_difference_beyond_seeds_and_users_is_found():
     assert (test["seed_df"], test["low"] > 0.2) == (4, True)
 
 
-def test_only_users_can_be_told_where_nothing_has_several_seeds(tmp_path):
-    """A single seed a system: in brackets. Two seeds of a third system tell how much they do: none in brackets."""
-    others = [write_run(tmp_path, "sasrec", 1, 0.2), write_run(tmp_path, "mmm4rec", 1, 0.6)]
+def test_a_single_seed_is_marked_in_brackets(tmp_path):
+    """Nothing has several seeds; a third system tells how much seeds do; then both of the two have several."""
     systems = ["sasrec", "bsarec", "mmm4rec"]
-    write_accuracy_table(2, [*others, write_run(tmp_path, "bsarec", 1, 0.1)], tmp_path / "t.csv", systems=systems)
-    text = (tmp_path / "t.md").read_text()
-    assert text.count("200.00(†) |") == 4
-    bsarec = [write_run(tmp_path, "bsarec", seed, value) for seed, value in ((1, 0.1), (2, 0.11))]
-    bsarec.append(write_run(tmp_path, "bsarec", 3, 0.12))
-    write_accuracy_table(2, [*others, *bsarec], tmp_path / "t.csv", systems=systems)
-    assert (tmp_path / "t.md").read_text().count("200.00† |") == 4
+
+    def text(seeds: dict[str, tuple[float, ...]]) -> str:
+        runs = [write_run(tmp_path, s, seed, value) for s, values in seeds.items() for seed, value in enumerate(values)]
+        write_accuracy_table(2, runs, tmp_path / "t.csv", systems=systems)
+        return (tmp_path / "t.md").read_text()
+
+    alone = text({"sasrec": (0.2,), "mmm4rec": (0.6,), "bsarec": (0.1,)})
+    assert alone.count("200.00(†) |") == 4
+    assert "(†): MMM4Rec and the best other system differ beyond what other users would change" in alone
+    assert "no system has several seeds" in alone
+    other = text({"sasrec": (0.2,), "mmm4rec": (0.6,), "bsarec": (0.1, 0.11, 0.12)})
+    assert other.count("200.00(†) |") == 4
+    assert "(†): MMM4Rec and the best other system differ likewise, but one of the two has a single seed" in other
+    both = text({"sasrec": (0.19, 0.2, 0.21), "mmm4rec": (0.59, 0.6, 0.61), "bsarec": (0.1,)})
+    assert both.count("200.00† |") == 4
+    assert "(†)" not in both
+
+
+def test_a_system_that_draws_nothing_tells_nothing_of_seeds(tmp_path):
+    """Popularity ranks alike whatever its seed; others whose means happen to tie do not."""
+    ranks = {"pop": ([1, 60], [1, 60]), "sasrec": ([1, 60], [60, 1]), "mmm4rec": ([1, 1],)}
+    runs = []
+    for system, seeds in ranks.items():
+        for seed, values in enumerate(seeds):
+            runs.append(read_run(write_ranks(write_run(tmp_path, system, seed, 0.0), [1, 2], values)))
+    users = users_of(runs)["scientific", "recall@10"]
+    assert {system: len(seeds) for system, seeds in users.items()} == {"pop": 1, "sasrec": 2, "mmm4rec": 1}
+    test = paired_test(users, "mmm4rec", "sasrec", draws=100)
+    assert (test["seeds"], test["seed_sd"], test["seed_df"]) == (1, 0.0, 1)
 
 
 @pytest.mark.parametrize(
-    ("p_holm", "degrees", "marked"), [(0.04, 2, "†"), (0.04, 0, "(†)"), (0.05, 2, ""), (0.05, 0, "")]
+    ("p_holm", "seeds", "marked"), [(0.04, 2, "†"), (0.04, 1, "(†)"), (0.05, 2, ""), (0.05, 1, "")]
 )
-def test_marks(p_holm, degrees, marked):
-    assert mark({"p_holm": p_holm, "seed_df": degrees}) == marked
+def test_marks(p_holm, seeds, marked):
+    assert mark({"p_holm": p_holm, "seeds": seeds}) == marked
