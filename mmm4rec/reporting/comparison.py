@@ -129,10 +129,9 @@ def explain(tests: Sequence[Mapping[str, Any]], what: str) -> str:
     text = [] if any(mark(test) for test in tests) else ["Nothing is marked here."]
     how = f"paired permutation test over the users, p < {LEVEL} after Holm's correction for {len(tests)} comparisons"
     pooled = "the spread of seeds is pooled over the table's systems with several and taken to be the same for all"
-    if any(test["seeds"] > 1 for test in tests):
-        text.append(f"{DAGGER}: {what} beyond what other users and other seeds would change ({how}; {pooled}).")
-    if any(test["seeds"] == 1 and test["seed_df"] for test in tests):
-        text.append(f"({DAGGER}): {what} likewise, but one of the two has a single seed ({how}; {pooled}).")
+    if known := [test["seeds"] for test in tests if test["seed_df"]]:
+        single = f", ({DAGGER}) where one of the two has a single seed" if min(known) == 1 else ""
+        text.append(f"{DAGGER}{single}: {what} beyond what other users and other seeds would change ({how}; {pooled}).")
     if any(not test["seed_df"] for test in tests):
         text.append(
             f"({DAGGER}): {what} beyond what other users would change ({how}); no system has several seeds, so that "

@@ -78,7 +78,7 @@ def test_a_single_seed_is_marked_in_brackets(tmp_path):
     assert "no system has several seeds" in alone
     other = text({"sasrec": (0.2,), "mmm4rec": (0.6,), "bsarec": (0.1, 0.11, 0.12)})
     assert other.count("200.00(†) |") == 4
-    assert "(†): MMM4Rec and the best other system differ likewise, but one of the two has a single seed" in other
+    assert "†, (†) where one of the two has a single seed: MMM4Rec and the best other system differ beyond" in other
     both = text({"sasrec": (0.19, 0.2, 0.21), "mmm4rec": (0.59, 0.6, 0.61), "bsarec": (0.1,)})
     assert both.count("200.00† |") == 4
     assert "(†)" not in both
