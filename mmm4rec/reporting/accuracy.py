@@ -9,16 +9,7 @@ from mmm4rec.config import read_system
 from mmm4rec.evaluation.metrics import METRICS, per_user
 from mmm4rec.evaluation.significance import bootstrap_interval
 from mmm4rec.io import write_text
-from mmm4rec.reporting.comparison import (
-    COMPARISON,
-    PICKED,
-    against_best,
-    correct,
-    enough_draws,
-    explain,
-    mark,
-    users_of,
-)
+from mmm4rec.reporting.comparison import COMPARISON, against_best, correct, enough_draws, explain, mark, users_of
 from mmm4rec.reporting.notes import bullets, notes, own_settings
 from mmm4rec.reporting.published import Cell, comparable, logged, print_cell, slips
 from mmm4rec.reporting.runs import Run, mean_and_spread, others, read_run, require_runs, rounded, to_csv
@@ -172,7 +163,7 @@ def _markdown(
         lines.append("")
     if tests:
         differ = f"{read_system(OURS[number]).name} and the best other system differ"
-        lines += [f"{explain(tests, differ)} {PICKED}", ""]
+        lines += [explain(tests, differ), ""]
     lines += own_settings(table)
     if printed:
         below += [OVER_ALL, QUOTED if number in (2, 3) else UNKNOWN_USERS]

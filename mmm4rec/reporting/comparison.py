@@ -22,7 +22,6 @@ LEVEL = 0.05  # of significance
 DAGGER = "†"
 TEST = ("difference", "seeds", "seed_sd", "seed_df", "low", "high", "p")
 COMPARISON = ("system", "other", "others", *TEST, "p_holm")
-#: what is to be said of comparisons with a best other system
 PICKED = "Where the other is ahead, its p counts as often as there are other systems: it was picked as their best."
 HITS = 400  # draws beyond a p that is just significant after all corrections: it is known to 5 %
 
@@ -141,4 +140,6 @@ def explain(tests: Sequence[Mapping[str, Any]], what: str) -> str:
         "The comparisons of a table are corrected together, so that the same two systems may be marked in one table "
         "and not in another."
     )
+    if any("others" in test for test in tests):
+        text.append(PICKED)
     return " ".join(text)

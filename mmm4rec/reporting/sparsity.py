@@ -18,16 +18,7 @@ from mmm4rec.errors import UserError
 from mmm4rec.evaluation.metrics import METRICS
 from mmm4rec.features.store import read_table
 from mmm4rec.io import write_text
-from mmm4rec.reporting.comparison import (
-    COMPARISON,
-    PICKED,
-    against_best,
-    correct,
-    enough_draws,
-    explain,
-    mark,
-    users_of,
-)
+from mmm4rec.reporting.comparison import COMPARISON, against_best, correct, enough_draws, explain, mark, users_of
 from mmm4rec.reporting.notes import bullets, notes, own_settings
 from mmm4rec.reporting.runs import Run, read_run, rounded, to_csv
 from mmm4rec.training.data import Events, load_events
@@ -222,8 +213,7 @@ def _markdown(
     lines = ["# Where data is thin: cold items, short histories, missing images", "", NOTE, ""]
     if tests := [test for result in results for test in result.tests.values()]:
         lines += [
-            f"Below the systems: {ours} less the best other system of the bin. "
-            f"{explain(tests, 'the two differ')} {PICKED}",
+            f"Below the systems: {ours} less the best other system of the bin. {explain(tests, 'the two differ')}",
             "",
         ]
     for dataset in dict.fromkeys(result.dataset for result in results):
