@@ -67,8 +67,8 @@ class Rows:
         items: [B, L] int64 rows of the item tables, 0 pads; the oldest kept event first.
         lengths: [B] int64, at least 1.
         targets: [B] int64 rows of the item tables.
-        times: [B, max_length] int64 unix seconds, 0 where padded or unknown; not trimmed, since time signals mix
-            positions. None if the system does not read time or the domain has none.
+        times: [B, max_length] int64 unix seconds, 0 where padded or unknown; not trimmed, since a model may be asked
+            to count padded positions as events. None if the system does not read time or the domain has none.
         has_time: [B] bool, whether every event of the row has a timestamp; None with ``times``.
         host_lengths: [B] the lengths once more, in the host's memory, where nobody waits for the device to read them;
             None if they are made on the device.

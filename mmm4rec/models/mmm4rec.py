@@ -5,7 +5,8 @@ that they share (TiSSD, eq. 3-11); their time signals are filtered together (eq.
 stream ask the text stream (TiCoSSD, eq. 16-18); the result at the last item scores the candidates (eq. 19-21).
 ``docs/method.md`` holds all equations and what the presets ``paper`` and ``released`` change.
 
-Shapes: B rows, L positions, L_max = max_length, d width, H heads, N items, M items at hand.
+Shapes: B rows, L positions, L' of time signals (L, or max_length where padding counts), d width, H heads, N items,
+M items at hand.
 """
 
 from typing import Literal, cast
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from mmm4rec.models.base import Catalogue, Rows, Settings, System, Tables
 from mmm4rec.models.items import require_features
-from mmm4rec.models.times import UseTime, is_timed, time_mask
+from mmm4rec.models.times import UseTime, is_timed, time_path
 from mmm4rec.nn.blocks import FeedForward, SSDSizes, TiCoSSD, TiSSD
 from mmm4rec.nn.dropout import Dropout
 from mmm4rec.nn.fourier import FourierFilter
@@ -89,11 +90,11 @@ class Layer(nn.Module):
 
         Args:
             streams: [2B, L, d], the text stream above the image stream: one batch for a shared block.
-            signals: [2B, H, L_max], their time signals; None without time.
+            signals: [2B, H, L'], their time signals; None without time.
             mask: of the B rows.
 
         Returns:
-            text and image stream [B, L, d]; T_next [2B, H, L_max] or None.
+            text and image stream [B, L, d]; T_next [2B, H, L'] or None.
         """
         n_blocks = len(self.tissd)
         xs = streams.chunk(n_blocks)
@@ -114,7 +115,7 @@ class Layer(nn.Module):
         Args:
             text: [B, L, d].
             image: [B, L, d].
-            signals: T_next [2B, H, L_max] of both, or None.
+            signals: T_next [2B, H, L'] of both, or None.
             mask: of the B rows.
             last: [B] int64, the one position wanted; None for all.
 
@@ -227,9 +228,8 @@ class MMM4Rec(System):
         streams = torch.cat([self.norms[m](x) for m, x in zip(MODALITIES, embedded, strict=True)])
         mask, signals = TimeMask(None, None), None
         if self.timed:
-            assert rows.times is not None, "the model was built for a domain with timestamps"
-            mask = time_mask(rows, self.max_length, mask_padding=self.settings.mask_padded_gaps)
-            signals = self.time_gaps(rows.times.repeat(2, 1), mask.repeat(2))
+            times, mask = time_path(rows, mask_padding=self.settings.mask_padded_gaps)
+            signals = self.time_gaps(times.repeat(2, 1), mask.repeat(2))
         for layer in cast("list[Layer]", list(self.layers)):
             text, image, signals = layer.align(streams, signals, mask)
             final = layer is self.layers[-1]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from mmm4rec.models.base import Catalogue, Rows, Settings, System, Tables
 from mmm4rec.models.items import ItemVectors, TextVectors, item_vectors
-from mmm4rec.models.times import UseTime, is_timed, time_mask
+from mmm4rec.models.times import UseTime, is_timed, time_path
 from mmm4rec.nn.blocks import FeedForward, SSDSizes, TiSSD
 from mmm4rec.nn.dropout import Dropout
 from mmm4rec.nn.initialise import normal_, small_biases_
@@ -124,9 +124,8 @@ class TiM4Rec(System):
         x = self.norm(self.drop(F.embedding(rows.items, tables[0])))
         mask, signal = TimeMask(None, None), None
         if self.timed:
-            assert rows.times is not None, "the model was built for a domain with timestamps"
-            mask = time_mask(rows, self.max_length, mask_padding="padded_gaps" not in self.settings.defects)
-            signal = self.time_gaps(rows.times, mask)
+            times, mask = time_path(rows, mask_padding="padded_gaps" not in self.settings.defects)
+            signal = self.time_gaps(times, mask)
         for layer in self.layers:
             x, signal = layer(x, signal, mask, rows.lengths if layer is self.layers[-1] else None)
         return cast(Tensor, x)

@@ -1,9 +1,10 @@
-"""What systems that read timestamps share: their setting ``use_time``, and which positions of a batch have time."""
+"""What systems that read timestamps share: their setting ``use_time``, and the times of a batch."""
 
 from typing import Annotated, Literal
 
 import torch
 from pydantic import BeforeValidator
+from torch import Tensor
 
 from mmm4rec.errors import UserError
 from mmm4rec.models.base import Catalogue, Rows
@@ -30,8 +31,16 @@ def is_timed(system: str, use_time: UseTime, catalogue: Catalogue) -> bool:
     return use_time != "off" and catalogue.has_time
 
 
-def time_mask(rows: Rows, max_length: int, *, mask_padding: bool = True) -> TimeMask:
-    """Where the rows have time; without ``mask_padding`` padded positions count as events at the time 0."""
-    position = torch.arange(max_length, device=rows.lengths.device)
-    real = (position < rows.lengths[:, None])[:, None] if mask_padding else None
-    return TimeMask(real, None if rows.has_time is None else rows.has_time[:, None, None])
+def time_path(rows: Rows, *, mask_padding: bool = True) -> tuple[Tensor, TimeMask]:
+    """Timestamps [B, L'] that the rows' time signals are made of, and where the rows have time.
+
+    L' = L, the longest row: a signal is 0 in the padding. Without ``mask_padding`` padded positions count as events at
+    the time 0, and L' = max_length.
+    """
+    assert rows.times is not None, "the model was built for a domain with timestamps"
+    known = None if rows.has_time is None else rows.has_time[:, None, None]
+    if not mask_padding:
+        return rows.times, TimeMask(None, known)
+    length = rows.items.shape[1]
+    position = torch.arange(length, device=rows.lengths.device)
+    return rows.times[:, :length], TimeMask((position < rows.lengths[:, None])[:, None], known)

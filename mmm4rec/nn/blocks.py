@@ -1,7 +1,7 @@
 """The blocks of MMM4Rec: feed-forward network, time-aware state space duality (TiSSD) and its cross form (TiCoSSD).
 
 Shapes: B rows, L positions of the item path, d model width, E = H * P inner width of H heads of P, n state size, and
-L_max >= L positions of the time signals. An E-wide vector is H heads of P in order; B and C of the recurrence are
+L' of the time signals (L, or max_length where padding counts). An E-wide vector is H heads of P in order; B and C of the recurrence are
 groups of n in order, one a head or one for all. Items lie on the left, padding on the right.
 """
 
@@ -65,7 +65,7 @@ class StepSize(nn.Module):
         self.dt_bias = nn.Parameter(step_bias(heads))
 
     def forward(self, delta: Tensor, factor: Tensor | None, mask: TimeMask) -> Tensor:
-        """Step sizes dt [B, L, H] of delta [B, L, H] and T' [B, L_max, H]."""
+        """Step sizes dt [B, L, H] of delta [B, L, H] and T' [B, L', H]."""
         if factor is not None:
             factor = factor[:, : delta.shape[1]]
             if mask.known is not None:
@@ -84,7 +84,7 @@ class SSDSizes:
         head_size: P; the inner width is H * P.
         state_size: n.
         conv_width: K, of all causal convolutions.
-        max_length: L_max.
+        max_length: most positions of a row.
         timed: with a time signal; else dt = softplus(delta + dt_bias).
         dropout: within the time maps.
         skip: what D acts on, ``x`` (Mamba-2) or ``dt_x``, dt * x (the released code).
@@ -184,12 +184,12 @@ class TiSSD(nn.Module):
 
         Args:
             u: [B, L, d].
-            signal: T [B, H, L_max]; None without time.
+            signal: T [B, H, L']; None without time.
             mask: which positions and rows have time.
             last: [B] int64, the one position wanted; None for all.
 
         Returns:
-            [B, L, d], with ``last`` [B, d]; and T_next [B, H, L_max] (None without time or ``next_signal``).
+            [B, L, d], with ``last`` [B, d]; and T_next [B, H, L'] (None without time or ``next_signal``).
         """
         z, x, B, C, delta = self.conv.split(self.project(u), self.parts, slice(1, 4))
         factor = None if signal is None else self.factor(signal)
@@ -227,7 +227,7 @@ class TiCoSSD(nn.Module):
         Args:
             query: [B, L, d], the image stream.
             value: [B, L, d], the text stream.
-            signal: T_co [B, H, L_max]; None without time.
+            signal: T_co [B, H, L']; None without time.
             mask: which rows have time.
             last: [B] int64, the one position wanted; None for all. What other positions do not contribute to it is
                 then left out; the result is the same.

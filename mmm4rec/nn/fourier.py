@@ -21,10 +21,14 @@ class ComplexLinear(nn.Module):
 
 
 class FourierFilter(nn.Module):
-    """T_co = irfft(CL_o(CL_text(S_text) * S_text + CL_image(S_image) * S_image)), S = rfft(T), ortho norm."""
+    """T_co = irfft(CL_o(CL_text(S_text) * S_text + CL_image(S_image) * S_image)), S = rfft(T), ortho norm.
+
+    Spectra are those of ``length`` positions.
+    """
 
     def __init__(self, length: int) -> None:
         super().__init__()
+        self.length = length
         bins = length // 2 + 1
         self.text = ComplexLinear(bins)
         self.image = ComplexLinear(bins)
@@ -39,8 +43,8 @@ class FourierFilter(nn.Module):
         self.imaginary: Tensor
 
     def forward(self, text: Tensor, image: Tensor) -> Tensor:
-        """T_co [B, H, L] of the two signals [B, H, L]; the heads share the maps."""
-        spectra = torch.fft.rfft(torch.stack((text, image)).to(self.imaginary.dtype), norm="ortho")
+        """T_co [B, H, L] of the two signals [B, H, L], 0 beyond L <= length; the heads share the maps."""
+        spectra = torch.fft.rfft(torch.stack((text, image)).to(self.imaginary.dtype), n=self.length, norm="ortho")
         mixed = self.out(self.text(spectra[0]) * spectra[0] + self.image(spectra[1]) * spectra[1])
         mixed = torch.complex(mixed.real, mixed.imag * self.imaginary)
-        return torch.fft.irfft(mixed, n=text.shape[-1], norm="ortho")
+        return torch.fft.irfft(mixed, n=self.length, norm="ortho")[..., : text.shape[-1]]

@@ -1,7 +1,7 @@
 """The time signal of MMM4Rec and TiM4Rec (eq. 6-9): from timestamps to a factor on each step of the recurrence.
 
-Shapes: B rows, H heads, L = max_length positions. A signal T is [B, H, L] and always spans all L positions, since its
-maps mix positions; the item path may be trimmed to fewer.
+Shapes: B rows, H heads, L <= max_length positions. A signal T is [B, H, L]; one of fewer than max_length positions stands
+for one that is 0 beyond them, which takes no more of the maps that mix positions than their first L rows and columns.
 """
 
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ class TimeMask:
 
     Attributes:
         real: [B, 1, L] bool, positions that hold an item. Statistics are taken over these alone, and a signal is 0
-            elsewhere. None: padded positions count like any other, as in the released code.
+            elsewhere. None: padded positions count like any other, all max_length of them, as in the released code.
         known: [B, 1, 1] bool, rows whose events all have timestamps; the others get the factor 1. None: all have.
     """
 
@@ -33,7 +33,7 @@ class TimeMask:
 
 
 class TimeNorm(nn.Module):
-    """LayerNorm over the positions of a signal [..., L], with affine weights of size L."""
+    """LayerNorm over the positions of a signal [..., L], with affine weights of size max_length."""
 
     def __init__(self, length: int, eps: float) -> None:
         super().__init__()
@@ -48,7 +48,8 @@ class TimeNorm(nn.Module):
         count = real.sum(-1, keepdim=True)
         centred = (signal - (signal * real).sum(-1, keepdim=True) / count) * real
         variance = centred.square().sum(-1, keepdim=True) / count
-        return (centred * torch.rsqrt(variance + self.eps) * self.weight + self.bias) * real
+        weight, bias = (v[: signal.shape[-1]] for v in (self.weight, self.bias))
+        return (centred * torch.rsqrt(variance + self.eps) * weight + bias) * real
 
 
 class TimeGaps(nn.Module):
@@ -85,7 +86,10 @@ class TimeFactor(nn.Module):
 
     def forward(self, signal: Tensor) -> Tensor:
         """T' [B, L, H] of T [B, H, L]. Its padded positions hold numbers that no real position depends on."""
-        scale = self.scale_out(F.silu(self.scale_in(self.drop(signal))))
+        # every position of scale_in's result is needed, of which each of the L wanted ones of scale_out is a mixture
+        length = signal.shape[-1]
+        scale = F.linear(self.drop(signal), self.scale_in.weight[:, :length], self.scale_in.bias)
+        scale = F.linear(F.silu(scale), self.scale_out.weight[:length], self.scale_out.bias[:length])
         if self.shrink:
             scale = F.tanhshrink(scale)
         return self.conv_2(self.conv_1((signal * scale).transpose(1, 2)))
@@ -116,6 +120,8 @@ class NextTime(nn.Module):
 
     def forward(self, signal: Tensor, factor: Tensor, mask: TimeMask) -> Tensor:
         """T_next [B, H, L] of T [B, H, L] and T' [B, L, H]."""
-        gate = torch.sigmoid(self.gate(self.drop(signal))).to(signal.dtype)
+        length = signal.shape[-1]
+        gate = F.linear(self.drop(signal), self.gate.weight[:length, :length], self.gate.bias[:length])
+        gate = torch.sigmoid(gate).to(signal.dtype)
         factor = factor.transpose(1, 2)
         return self.norm(factor + gate * (signal - factor), mask.real)
