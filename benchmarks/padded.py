@@ -1,12 +1,14 @@
 """MMM4Rec's training loss as docs/method.md reads, computed in full: the reference that the fast one is held against.
 
 Every row has max_length positions, padding included; adapters run at every position; the two streams go one after the
-other; the mixing matrix of every head stands in memory; each modality scores all items by itself. It takes the weights
-of an `mmm4rec.models.mmm4rec.MMM4Rec` of one layer, so that the two can be compared.
+other; the mixing matrix of every head stands in memory; each modality scores all items by itself; dropout and
+convolutions are PyTorch's own. It takes the weights of an `mmm4rec.models.mmm4rec.MMM4Rec` of one layer, so that the two
+can be compared.
 
 Shapes: B rows, L = max_length positions, d width, N items.
 """
 
+import copy
 from typing import cast
 
 import torch
@@ -17,7 +19,18 @@ from mmm4rec.models.base import Rows
 from mmm4rec.models.mmm4rec import MODALITIES, Layer, MMM4Rec
 from mmm4rec.nn.blocks import SSDHeads, TiCoSSD, TiSSD
 from mmm4rec.nn.conv import CausalConv
+from mmm4rec.nn.dropout import Dropout
 from mmm4rec.nn.time_signal import TimeMask
+
+
+def plain(model: MMM4Rec) -> MMM4Rec:
+    """A copy of a model whose dropout is PyTorch's own."""
+    model = copy.deepcopy(model)
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, Dropout):
+                setattr(module, name, nn.Dropout(child.p))
+    return model
 
 
 def padded_loss(model: MMM4Rec, rows: Rows) -> Tensor:

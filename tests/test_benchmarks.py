@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from benchmarks import conv, epoch, figure, loss, ranking, ssd, table
-from benchmarks.padded import padded_loss, padded_users
+from benchmarks.padded import padded_loss, padded_users, plain
 from benchmarks.roofline import Work, count_operations, measure_rates, profile
 from benchmarks.steps import Step
 from mmm4rec.evaluation.ranking import rank_targets
+from mmm4rec.nn.dropout import Dropout
 from mmm4rec.planning.measure import Subject, invent
 
 
@@ -35,6 +36,18 @@ def test_the_padded_reference_computes_what_the_fast_model_does(subject):
         # the reference has no skipped positions, where some gradients are zero instead of none
         ours = torch.zeros_like(p) if p.grad is None else p.grad
         torch.testing.assert_close(ours, torch.zeros_like(p) if theirs[name] is None else theirs[name], msg=name)
+
+
+def test_the_padded_reference_has_the_dropout_of_pytorch(subject):
+    system, copied = subject.system, plain(subject.system)
+    assert copied.state_dict().keys() == system.state_dict().keys()
+    ours, theirs = (
+        [m.p for m in model.modules() if isinstance(m, kind)]
+        for model, kind in ((system, Dropout), (copied, torch.nn.Dropout))
+    )
+    assert ours == theirs
+    assert max(ours) > 0
+    assert not any(isinstance(m, Dropout) for m in copied.modules())
 
 
 def test_sorting_all_scores_gives_the_same_ranks():
