@@ -10,7 +10,7 @@ from benchmarks.figure import draw
 from benchmarks.table import as_in_training, write_page, write_rows
 from mmm4rec.device import resolve_device
 
-NAMES = ("preparation", "training", "loss", "ssd", "conv", "ranking", "features", "systems", "epoch")
+NAMES = ("preparation", "training", "loss", "ssd", "conv", "ranking", "features", "systems", "epoch", "scale")
 
 
 def main(

@@ -1,9 +1,10 @@
 """Causal convolutions: each form, forward and backward, over lengths."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.roofline import Work, best, measure_rates
@@ -16,6 +17,8 @@ CHANNELS = 3 * 512  # convolved
 POSITIONS = {"cpu": 2_000, "cuda": 20_000}  # of a batch, whatever the length of its rows
 SIZES = {"quick": (4, 20), "full": (4, 20, 50, 200)}
 
+Convolution = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, ...]]
+
 
 def rows(size: str, device: str) -> Iterator[Row]:
     """Values and gradients of as many positions at each length."""
@@ -26,12 +29,27 @@ def rows(size: str, device: str) -> Iterator[Row]:
         n_rows = POSITIONS[device] // length
         limit = least(n_rows * length).seconds(rates)
         remark = f"{n_rows} rows"
-        plain = measure(ShiftedSums, n_rows, length, where)
+        plain = measure(in_form(ShiftedSums), n_rows, length, where)
         yield Row("shifted sums", length, "positions", plain, "roofline", limit, remark=remark)
+        rival = measure(torch_conv, n_rows, length, where)
+        yield Row("shifted sums", length, "positions", plain, "torch.nn.functional.conv1d", rival, remark=remark)
         if fused is not None and fused.starts(*invent(1, 1, where)):
-            seconds = measure(fused, n_rows, length, where)
+            seconds = measure(in_form(fused), n_rows, length, where)
             yield Row("fused", length, "positions", seconds, "roofline", limit, remark=remark)
             yield Row("fused", length, "positions", seconds, "shifted sums", plain, remark=remark)
+
+
+def torch_conv(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, ...]:
+    """The same by PyTorch's own convolution, a group a channel, under autograd."""
+    z, *mixed, delta = x.split(PARTS, -1)
+    padded = F.pad(torch.cat(mixed, -1).transpose(1, 2), (K - 1, 0))
+    y = F.silu(F.conv1d(padded, weight[:, None], bias, groups=CHANNELS)).transpose(1, 2)
+    return z, *y.split(PARTS[CONVOLVED], -1), delta
+
+
+def in_form(form: Any) -> Convolution:
+    """``CausalConv.split`` by `mmm4rec.nn.conv.ShiftedSums` or the kernels."""
+    return lambda x, weight, bias: convolve(x, weight, bias, PARTS, CONVOLVED, form)
 
 
 def least(positions: int) -> Work:
@@ -43,14 +61,13 @@ def least(positions: int) -> Work:
     return Work(operations=0, bytes=4 * positions * (5 * CHANNELS + 2 * (sum(PARTS) - CHANNELS)))
 
 
-def measure(form: Any, n_rows: int, length: int, where: torch.device) -> float:
-    """Seconds of a form with its gradients."""
+def measure(convolution: Convolution, n_rows: int, length: int, where: torch.device) -> float:
+    """Seconds of a convolution with its gradients."""
     x, weight, bias = invent(n_rows, length, where)
     weights = [torch.randn(n_rows, length, width, device=where) for width in PARTS]
 
     def step() -> None:
-        outputs = convolve(x, weight, bias, PARTS, CONVOLVED, form)
-        torch.autograd.grad(outputs, (x, weight, bias), weights)
+        torch.autograd.grad(convolution(x, weight, bias), (x, weight, bias), weights)
 
     return best(step, where)
 

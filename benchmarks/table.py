@@ -63,8 +63,9 @@ COLUMNS = [field.name for field in dataclasses.fields(Row)]
 def write_rows(path: Path, rows: Iterable[Row], device: str) -> None:
     """Write rows with their share of the limit and where they come from: ``cpu`` or ``cuda``, by name."""
     made = environment([], device)
-    where = [made["device"], made["threads"], made["packages"]["torch"], datetime.now(UTC).date(), made["commit"]]
-    header = [*COLUMNS, "share", "device", "threads", "torch", "date", "commit"]
+    versions = [made["python"], *(made["packages"].get(name, "") for name in ("torch", "polars"))]
+    where = [made["device"], made["cpus"], made["threads"], *versions, datetime.now(UTC).date(), made["commit"]]
+    header = [*COLUMNS, "share", "device", "cpus", "threads", "python", "torch", "polars", "date", "commit"]
     table = [[_cell(v) for v in (*dataclasses.astuple(row), row.share, *where)] for row in rows]
     write_text(path, to_csv(header, table))
 

@@ -6,7 +6,7 @@ import re
 import pytest
 import torch
 
-from benchmarks import conv, epoch, figure, loss, ranking, ssd, table
+from benchmarks import conv, epoch, figure, loss, ranking, scale, ssd, table
 from benchmarks.padded import padded_loss, padded_users, plain
 from benchmarks.roofline import Work, count_operations, measure_rates, profile
 from benchmarks.steps import Step
@@ -92,10 +92,26 @@ def test_convolutions_are_measured_at_every_length(monkeypatch):
     monkeypatch.setitem(conv.POSITIONS, "cpu", 20)
     rows = list(conv.rows("quick", "cpu"))
     assert [(row.what, row.size, row.against) for row in rows] == [
-        ("shifted sums", 4, "roofline"),
-        ("shifted sums", 20, "roofline"),
+        ("shifted sums", length, against)
+        for length in (4, 20)
+        for against in ("roofline", "torch.nn.functional.conv1d")
     ]
     assert all(row.seconds > 0 and row.limit > 0 for row in rows)
+
+
+def test_the_convolution_of_pytorch_gives_the_same():
+    inputs = [v.double() for v in conv.invent(3, 7, torch.device("cpu"))]
+    for ours, theirs in zip(conv.in_form(conv.ShiftedSums)(*inputs), conv.torch_conv(*inputs), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.slow
+def test_two_processes_are_measured_against_one():
+    one, two = scale.rows("quick", "cpu")
+    assert (one.size, one.against, two.size) == (1, "roofline", 2)
+    assert two.limit == one.seconds / 2
+    assert two.seconds > 0
+    assert two.remark.startswith("1024 rows of scientific")
 
 
 @pytest.mark.slow

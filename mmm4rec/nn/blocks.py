@@ -1,8 +1,8 @@
 """The blocks of MMM4Rec: feed-forward network, time-aware state space duality (TiSSD) and its cross form (TiCoSSD).
 
-Shapes: B rows, L positions of the item path, d model width, E = H * P inner width of H heads of P, n state size, and
-L' of the time signals (L, or max_length where padding counts). An E-wide vector is H heads of P in order; B and C of the recurrence are
-groups of n in order, one a head or one for all. Items lie on the left, padding on the right.
+Shapes: B rows, L positions of the item path and L' of the time signals (L, or max_length where padding counts), d model
+width, E = H * P inner width of H heads of P, n state size. An E-wide vector is H heads of P in order; B and C of the
+recurrence are groups of n in order, one a head or one for all. Items lie on the left, padding on the right.
 """
 
 from collections.abc import Callable

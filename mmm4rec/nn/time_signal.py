@@ -1,7 +1,7 @@
 """The time signal of MMM4Rec and TiM4Rec (eq. 6-9): from timestamps to a factor on each step of the recurrence.
 
-Shapes: B rows, H heads, L <= max_length positions. A signal T is [B, H, L]; one of fewer than max_length positions stands
-for one that is 0 beyond them, which takes no more of the maps that mix positions than their first L rows and columns.
+Shapes: B rows, H heads, L <= max_length positions. A signal T is [B, H, L]; a shorter one than max_length stands for
+one that is 0 beyond, which takes no more of the maps that mix positions than their first L rows and columns.
 """
 
 from dataclasses import dataclass
