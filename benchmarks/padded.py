@@ -2,8 +2,8 @@
 
 Every row has max_length positions, padding included; adapters run at every position; the two streams go one after the
 other; the mixing matrix of every head stands in memory; each modality scores all items by itself; dropout and
-convolutions are PyTorch's own. It takes the weights of an `mmm4rec.models.mmm4rec.MMM4Rec` of one layer, so that the two
-can be compared.
+convolutions are PyTorch's own. It takes the weights of an `mmm4rec.models.mmm4rec.MMM4Rec` of one layer, so that the
+two can be compared.
 
 Shapes: B rows, L = max_length positions, d width, N items.
 """
