@@ -77,8 +77,8 @@ def _markdown(table: list[Run], systems: Sequence[str]) -> str:
     claims = []
     for dataset in dict.fromkeys(run["dataset"] for run in table):
         used = [(run["device"], names[run["system"]]) for run in table if run["dataset"] == dataset]
-        apart = " Seconds of different devices cannot be compared, nor multiples of them."
-        ran = devices_line(used) + (apart if len({device for device, _ in used}) > 1 else "")
+        one_device = len({device for device, _ in used}) == 1
+        ran = devices_line(used) + ("" if one_device else " Seconds of different devices cannot be compared.")
         lines += [f"## {dataset}", "", *bullets([ran, *notes(table, dataset)]), ""]
         lines += ["| quantity | | " + " | ".join(names.values()) + " |", "|---|---|" + "---:|" * len(systems)]
         rows: list[tuple[str, dict[str, str], dict[str, str]]] = []
@@ -87,20 +87,27 @@ def _markdown(table: list[Run], systems: Sequence[str]) -> str:
             rows.append((quantity.replace("_", " "), values, _printed(printed, dataset, quantity)))
         measured = ratios({s: statistics.fmean(_values(table, dataset, s, PRODUCT)) for s in systems})
         in_print = ratios({s: seconds for (d, s), seconds in _products(printed).items() if d == dataset})
-        rows.append((f"in multiples of {read_system(OURS).name}'s", _times(measured), _times(in_print)))
+        if measured:
+            multiples = _times(measured) if one_device else {}
+            rows.append((f"in multiples of {read_system(OURS).name}'s", multiples, _times(in_print)))
         for quantity, values, theirs in rows:
-            for label, source, known in ((quantity, "ours", values), ("", "print", theirs)):
+            label = quantity
+            for source, known in (("ours", values), ("print", theirs)):
                 cells = [known.get(system, "") for system in systems]
                 if any(cells):
                     lines.append(f"| {label} | {source} | {' | '.join(cells)} |")
+                    label = ""
         lines.append("")
         if dataset in HEADLINE and in_print and others(measured):
             logged = {cell: LOGGED.get((5, *cell), value) for cell, value in printed.items()}
             by_logs = ratios({s: seconds for (d, s), seconds in _products(logged).items() if d == dataset})
             mended = f" ({_against(by_logs)} by the authors' logs)" if by_logs != in_print else ""
-            claims.append(
-                f"- {dataset}: {_against(in_print)} by print's own table{mended}; measured here {_against(measured)}"
-            )
+            ours = _against(measured)
+            if not one_device:
+                epochs = {s: mean_and_spread(_values(table, dataset, s, "best_epoch"), 0) for s in measured}
+                counted = ", ".join(f"{epoch} ({names[s]})" for s, epoch in epochs.items())
+                ours = f"on several devices, whose seconds cannot be compared; epochs to the best: {counted}"
+            claims.append(f"- {dataset}: {_against(in_print)} by print's own table{mended}; measured here {ours}")
     if claims:
         lines += [
             f"The paper puts forward that {read_system(OURS).name} converges {CLAIMED} as fast as MMSRec and MISSRec "

@@ -40,6 +40,18 @@ def test_devices_are_named_with_their_runs(tmp_path):
     assert named in (tmp_path / "table5.md").read_text()
 
 
+def test_seconds_of_different_devices_are_not_held_against_each_other(tmp_path, monkeypatch):
+    monkeypatch.setitem(COST, "users", 45486)
+    runs = [write_run(tmp_path, system, 1, 0.1, dataset="arts") for system in ("missrec", "mmm4rec")]
+    (runs[0] / "environment.json").write_text('{"device": "a slide rule"}')
+    write_convergence_table(runs, tmp_path / "table5.csv", systems=["missrec", "mmm4rec"])
+    text = (tmp_path / "table5.md").read_text()
+    assert "multiples of MMM4Rec's | ours" not in text
+    assert "multiples of MMM4Rec's | print" in text
+    assert "measured here on several devices, whose seconds cannot be compared; epochs to the best: " in text
+    assert f"{COST['best_epoch']} (MISSRec), {COST['best_epoch']} (MMM4Rec)" in text
+
+
 def test_a_missing_run_is_named(tmp_path):
     run = write_run(tmp_path, "mmm4rec", 1, 0.1)
     with pytest.raises(UserError, match="no finished run of sasrec on scientific"):
