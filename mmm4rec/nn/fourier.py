@@ -23,28 +23,33 @@ class ComplexLinear(nn.Module):
 class FourierFilter(nn.Module):
     """T_co = irfft(CL_o(CL_text(S_text) * S_text + CL_image(S_image) * S_image)), S = rfft(T), ortho norm.
 
-    Spectra are those of ``length`` positions.
+    Spectra are those of ``length`` positions. The transforms are products with their matrices: they are short, and a
+    GPU's library of transforms makes a plan, with memory of its own, for every number of rows that it sees.
     """
 
     def __init__(self, length: int) -> None:
         super().__init__()
-        self.length = length
         bins = length // 2 + 1
         self.text = ComplexLinear(bins)
         self.image = ComplexLinear(bins)
         self.out = ComplexLinear(bins)
-        # A real signal's first bin is real, and the last one if the length is even. What a library does with an
-        # imaginary part there is its own choice, so it is taken out.
-        imaginary = torch.ones(bins)
-        imaginary[0] = 0
-        if length % 2 == 0:
-            imaginary[-1] = 0
-        self.register_buffer("imaginary", imaginary, persistent=False)
-        self.imaginary: Tensor
+        spectra = torch.fft.rfft(torch.eye(length, dtype=torch.float64), norm="ortho")  # of each position
+        # Back, a bin counts for itself and for its mirror image; the first and, of an even length, the last have none.
+        # These two are real: what is imaginary there counts for nothing.
+        copies = torch.full((bins,), 2.0, dtype=torch.float64)
+        copies[[0, -1] if length % 2 == 0 else 0] = 1
+        for name, matrix in (("forth", spectra), ("back", spectra * copies)):
+            self.register_buffer(name, torch.stack((matrix.real, matrix.imag)), persistent=False)
+        self.forth: Tensor
+        self.back: Tensor
 
     def forward(self, text: Tensor, image: Tensor) -> Tensor:
         """T_co [B, H, L] of the two signals [B, H, L], 0 beyond L <= length; the heads share the maps."""
-        spectra = torch.fft.rfft(torch.stack((text, image)).to(self.imaginary.dtype), n=self.length, norm="ortho")
-        mixed = self.out(self.text(spectra[0]) * spectra[0] + self.image(spectra[1]) * spectra[1])
-        mixed = torch.complex(mixed.real, mixed.imag * self.imaginary)
-        return torch.fft.irfft(mixed, n=self.length, norm="ortho")[..., : text.shape[-1]]
+        dtype, length = self.out.real.weight.dtype, text.shape[-1]
+        real, imag = (matrix[:length].to(dtype) for matrix in self.forth)
+        real_back, imag_back = (matrix[:length].to(dtype).T for matrix in self.back)
+        with torch.autocast(text.device.type, enabled=False):
+            signals = torch.stack((text, image)).to(dtype)
+            spectra = torch.complex(signals @ real, signals @ imag)
+            mixed = self.out(self.text(spectra[0]) * spectra[0] + self.image(spectra[1]) * spectra[1])
+            return mixed.real @ real_back + mixed.imag @ imag_back
