@@ -15,5 +15,5 @@ VERSIONS: dict[str, int] = {
     "with_image": 1,
     "pretrain": 1,
     "finetune": 1,
-    "tables": 7,
+    "tables": 8,
 }
