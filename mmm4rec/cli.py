@@ -338,9 +338,10 @@ def table(
         )
         return
     if not run:
+        targets = f", or it is about other targets than yours (`table{number}: {{targets: [...]}}`)"
         raise UserError(
-            f"none of the configured `systems` stands in table {number}, or it is about other targets than yours "
-            f"(`table{number}: {{targets: [...]}}`); `mmm4rec systems` lists the systems"
+            f"none of the configured `systems` stands in table {number}{targets * (number in (4, 6))}; "
+            "`mmm4rec systems` lists the systems and their tables"
         )
     if number == 5:
         from mmm4rec.reporting.convergence import write_convergence_table
@@ -353,7 +354,9 @@ def table(
     else:
         from mmm4rec.reporting.accuracy import write_accuracy_table
 
-        write_accuracy_table(number, run, out, systems=values["systems"], paper=values.get("paper", ()))
+        write_accuracy_table(
+            number, run, out, systems=values["systems"], paper=values.get("paper", ()), compare=values.get("compare")
+        )
     for path in run:
         check(path)
 
@@ -391,11 +394,17 @@ def sparsity(
     from mmm4rec.reporting.sparsity import write_sparsity_table
     from mmm4rec.reporting.sparsity_figure import write_sparsity_figure
 
-    systems = read_settings(settings)["systems"]
+    values = read_settings(settings)
+    systems = values["systems"]
     if not systems:
         raise UserError("none of the configured `systems` stands in table 2 or 3; `mmm4rec systems` lists them")
     write_sparsity_table(
-        run, {path.name: path for path in domain}, {path.stem: path for path in features}, out, systems=systems
+        run,
+        {path.name: path for path in domain},
+        {path.stem: path for path in features},
+        out,
+        systems=systems,
+        compare=values.get("compare"),
     )
     write_sparsity_figure(out, figure)
     for path in run:

@@ -6,7 +6,7 @@ This module imports neither torch nor polars: the workflow reads it at every cal
 """
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from itertools import product
 from pathlib import Path
@@ -218,6 +218,11 @@ class Config(Strict):
     sources: Names = Field([], description="pre-training domains; none: every system is trained from scratch")
     targets: Names = Field(min_length=1, description="domains the systems are fine-tuned and compared on")
     systems: Names = Field(min_length=1, description="what the tables compare; `mmm4rec systems` lists the keys")
+    compare: str | None = Field(
+        None,
+        description="system that Tables II to IV and the sparsity table hold against the best other one, where it is "
+        "in them; none: MMM4Rec, in Table III that without ids",
+    )
     table4: TableTargets = Field(TableTargets(), description="the comparison on items with an image")
     table6: TableTargets = Field(TableTargets(), description="the variants of MMM4Rec")
     fig2: Fig2 = Fig2()
@@ -273,6 +278,8 @@ class Config(Strict):
         for name in [*self.systems, *self.settings]:
             if name not in system_keys():
                 raise ValueError(_unknown_system(name))
+        if self.compare is not None and self.compare not in self.systems:
+            raise ValueError(f"`compare` names the system {self.compare!r}, which `systems` does not: add it there")
         own = [name for name in [*self.sources, *self.targets] if self.domains[name].features is not None]
         if own and self.data_switches["missing_image"] == "white":
             raise ValueError(
@@ -326,7 +333,7 @@ class SystemFile(Strict):
     reads: list[Literal["ids", "text", "image", "time", "attributes"]] = Field(
         description="what an item or event is known by; `attributes`: the item's brand and categories"
     )
-    tables: list[int] = Field(description="the paper's tables this system stands in")
+    tables: list[Literal[2, 3, 4, 5, 6]] = Field(description="the paper's tables this system stands in")
     model: str = Field(description="key of the class in mmm4rec.models")
     one_device: bool = Field(
         False, description="pre-training takes one device alone: its loss encodes more than what `encode_rows` does"
@@ -390,6 +397,11 @@ def bases(key: str) -> list[str]:
     return [name for name, _ in _lineage(key)][-2::-1]
 
 
+def others(systems: Iterable[str], ours: str) -> list[str]:
+    """The systems that one is compared with: all but itself and those whose settings files change its own."""
+    return [system for system in systems if ours not in (system, *bases(system))]
+
+
 @lru_cache
 def _settings_file(path: Path, changed: int) -> dict[str, Any]:
     """A settings file, read once a change: a plan asks for the same ones hundreds of times."""
@@ -405,7 +417,8 @@ def _lineage(key: str) -> list[tuple[str, dict[str, Any]]]:
             raise UserError(f"{SYSTEMS_DIR / files[0][0]}.yaml: `base` goes round in a circle: {circle}")
         path = SYSTEMS_DIR / f"{key}.yaml"
         if not path.exists():
-            raise UserError(_unknown_system(key))
+            named = f"{SYSTEMS_DIR / files[-1][0]}.yaml: base: " if files else ""
+            raise UserError(f"{named}{_unknown_system(key)}")
         own = dict(_settings_file(path, path.stat().st_mtime_ns))
         files.append((key, own))
         key = own.pop("base", None)

@@ -6,7 +6,15 @@ Snakemake and ``mmm4rec plan`` come by here; what reads a configuration on anoth
 from collections.abc import Iterator
 from pathlib import Path
 
-from mmm4rec.config import Config, features_path, pretrain_key, reads_features, resolve_system
+from mmm4rec.config import (
+    SYSTEM_ORDER,
+    SYSTEMS_DIR,
+    Config,
+    features_path,
+    pretrain_key,
+    reads_features,
+    resolve_system,
+)
 from mmm4rec.errors import UserError
 from mmm4rec.reading import validated
 
@@ -14,18 +22,24 @@ from mmm4rec.reading import validated
 def check_settings(config: Config) -> None:
     """Hold settings that the user changed against the systems' own limits, as a training does when it starts.
 
-    Only then are the systems imported: PyTorch takes seconds, and what their files say is tested.
+    Only then are the systems imported: PyTorch takes seconds, and what the files of the systems here say is tested.
+    Those of systems that were added are looked at too.
 
     Raises:
-        UserError: a value is outside of its limits, or does not go with another one.
+        UserError: a value is outside of its limits, or does not go with another one; or a model is none.
     """
     plain = config.model_copy(update={"settings": {}})
     for key in dict.fromkeys([*config.settings, *config.systems]):  # what was written, before what inherits it
-        system = resolve_system(config, key)
-        if system.settings != resolve_system(plain, key).settings:
+        system, without = resolve_system(config, key), resolve_system(plain, key)
+        added, changed = key not in SYSTEM_ORDER, system.settings != without.settings
+        if added or changed:
             from mmm4rec.models.base import model_class
 
-            validated(model_class(system.model).Settings, system.settings, f"settings.{key}")
+            Settings = model_class(system.model).Settings
+            if added:
+                validated(Settings, without.settings, f"{SYSTEMS_DIR / key}.yaml: settings")
+            if changed:
+                validated(Settings, system.settings, f"settings.{key}")
 
 
 def missing_files(config: Config) -> Iterator[str]:

@@ -68,6 +68,7 @@ def catalogue(
 def small_settings(key: str, **settings) -> dict:
     """A system's settings at its small size, with further changes."""
     system = read_system(key)
+    assert system.model in SMALL, f"SMALL in {__file__} is to have a small size of {system.model}"
     return system.settings | SMALL[system.model] | settings
 
 

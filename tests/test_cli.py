@@ -145,10 +145,11 @@ def test_tables(calls):
     checked = calls("mmm4rec.cli.check")
     assert run("table", "--number", 2, *options, "--run", "x", "--run", "y").exit_code == 0
     assert checked == [((Path("x"),), {}), ((Path("y"),), {})]
-    assert second == [((2, [Path("x"), Path("y")], Path("t.csv")), {"systems": ["pop"], "paper": ()})]
+    assert second == [((2, [Path("x"), Path("y")], Path("t.csv")), {"systems": ["pop"], "paper": (), "compare": None})]
     nothing = run("table", "--number", 3, *options)
     assert nothing.exit_code == 2
-    assert "none of the configured `systems` stands in table 3" in nothing.stderr
+    assert "none of the configured `systems` stands in table 3; `mmm4rec systems` lists" in nothing.stderr
+    assert "(`table6: {targets: [...]}`)" in run("table", "--number", 6, *options).stderr
 
 
 def test_the_sparsity_table_and_its_figure(calls):
@@ -159,10 +160,10 @@ def test_the_sparsity_table_and_its_figure(calls):
     checked = calls("mmm4rec.cli.check")
     options = ["sparsity", "--domain", "d/a", "--domain", "d/b", "--features", "f/a.parquet", "--out", "t.csv"]
     options += ["--figure", "f.png", "--settings"]
-    assert run(*options, '{"systems": ["pop"]}', "--run", "x", "--run", "y").exit_code == 0
+    assert run(*options, '{"systems": ["pop"], "compare": "pop"}', "--run", "x", "--run", "y").exit_code == 0
     (runs, domains, features, out), more = tables[0]
     assert (runs, domains) == ([Path("x"), Path("y")], {"a": Path("d/a"), "b": Path("d/b")})
-    assert (features, out, more) == ({"a": Path("f/a.parquet")}, Path("t.csv"), {"systems": ["pop"]})
+    assert (features, out, more) == ({"a": Path("f/a.parquet")}, Path("t.csv"), {"systems": ["pop"], "compare": "pop"})
     assert figures == [((Path("t.csv"), Path("f.png")), {})]
     assert checked == [((Path("x"),), {}), ((Path("y"),), {})]
     nothing = run(*options, '{"systems": []}')

@@ -148,6 +148,7 @@ def test_preset_sets_switches_and_own_choices_win():
         ({"systems": ["sasrek"]}, "unknown system 'sasrek'; is it `sasrec`?"),
         ({"systems": ["x"]}, "unknown system 'x'; known: pop, sasrec"),
         ({"settings": {"sasrek": {}}}, "unknown system 'sasrek'"),
+        ({"compare": "tim4rec"}, "`compare` names the system 'tim4rec', which `systems` does not: add it there"),
         ({"fig2": {"domain": "shoop"}}, "`fig2` names the domain 'shoop', which `domains` does not define"),
         (
             {"fig2": {"systems": ["pop"]}},
@@ -368,12 +369,16 @@ def test_every_value_of_a_settings_file_says_where_it_comes_from(key):
             block = value.partition(":")[0]
         elif block in ("settings", "added", "pretrain", "indomain", "finetune") and value.strip():
             silent += [line] * (not re.search("authors|paper|released|RecBole|UniSRec|ours", comment))
-    assert silent == []
+    assert silent == [], "say in a comment on the line whose value it is: authors, paper, released, RecBole or ours"
 
 
 def test_a_model_that_is_not_there_is_named(own_systems):
     (own_systems / "last.yaml").write_text("{name: L, reads: [ids], tables: [2], model: lastt}")
     assert "last.yaml: model: there is no mmm4rec/models/lastt.py" in error({"systems": ["last"]})
+    (own_systems / "last.yaml").write_text("{name: L, reads: [ids], tables: [7], model: pop}")
+    assert "last.yaml: tables.0: expected 2, 3, 4, 5 or 6, found 7" in error({"systems": ["last"]})
+    (own_systems / "last.yaml").write_text("{base: sasrek}")
+    assert "last.yaml: base: unknown system 'sasrek'; is it `sasrec`?" in error({"systems": ["last"]})
 
 
 def test_keys_stand_in_the_tables_order(own_systems):

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mmm4rec.config import features_path, parse_config
+from mmm4rec.config import SYSTEMS_DIR, features_path, parse_config
 from mmm4rec.errors import UserError
 from mmm4rec.preflight import check_settings, check_widths, missing_files
 
@@ -121,6 +121,26 @@ def test_settings_are_held_against_the_systems_own_limits(config, settings, expe
         check_settings(config(settings=settings, systems=["sasrec", "mmm4rec_noid"]))
     assert str(caught.value) == expected
     check_settings(config(settings={"sasrec": {"hidden_size": 32}}))
+
+
+def test_settings_files_of_added_systems_are_held_against_their_models(config, tmp_path, monkeypatch):
+    """What comes with the package is tested, what a user adds is not."""
+    folder = tmp_path / "systems"
+    folder.mkdir()
+    for file in SYSTEMS_DIR.glob("*.yaml"):
+        (folder / file.name).write_text(file.read_text())
+    monkeypatch.setattr("mmm4rec.config.SYSTEMS_DIR", folder)
+    monkeypatch.setattr("mmm4rec.preflight.SYSTEMS_DIR", folder)
+    own = folder / "mine.yaml"
+    own.write_text("{base: sasrec, settings: {hiden_size: 8}}")
+    for settings in ({}, {"mine": {"hiden_size": 4}}):
+        with pytest.raises(UserError, match=r"mine\.yaml: settings: hiden_size: unknown key; is it `hidden_size`\?"):
+            check_settings(config(systems=["mine"], settings=settings))
+    own.write_text("{base: sasrec, settings: {heads: 1}}")
+    check_settings(config(systems=["mine"]))
+    own.write_text("{base: sasrec, model: items}")
+    with pytest.raises(UserError, match=r"items\.py: MODEL = <class> is missing, a subclass of mmm4rec\.models\.base"):
+        check_settings(config(systems=["mine"]))
 
 
 def test_without_changed_settings_no_system_is_imported():

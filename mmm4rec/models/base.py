@@ -8,12 +8,13 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import accumulate
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
+from mmm4rec.errors import UserError
 from mmm4rec.nn.losses import full_cross_entropy, in_batch_cross_entropy
 from mmm4rec.reading import validated
 
@@ -172,7 +173,7 @@ class System(nn.Module):
 
     def scores(self, tables: Tables, users: Tensor) -> Tensor:
         """Scores [B, M] of all items at hand, in memory of their own: ranking overwrites them."""
-        return users @ self.candidates(tables).T
+        return users @ self._candidates(tables, users).T
 
     def finetune_loss(self, tables: Tables, rows: Rows) -> Tensor:
         """Sum over the rows of a batch of the loss on a target; the engine divides by the batch size."""
@@ -180,7 +181,7 @@ class System(nn.Module):
 
     def catalogue_loss(self, tables: Tables, users: Tensor, targets: Tensor) -> Tensor:
         """Sum over users [B, D] of the cross-entropy of their targets [B] over the whole catalogue."""
-        return full_cross_entropy(users, self.candidates(tables), targets - 1, reduction="sum")
+        return full_cross_entropy(users, self._candidates(tables, users), targets - 1, reduction="sum")
 
     def pretrain_loss(self, tables: Tables, rows: Rows) -> Tensor:
         """Mean over the rows of a batch of the loss of pre-training."""
@@ -195,9 +196,20 @@ class System(nn.Module):
 
     def in_batch_losses(self, tables: Tables, rows: Rows, size: int) -> Tensor:
         """Sum over batches of ``size`` rows, of which ``rows`` consist, of each one's ``in_batch_loss``."""
-        vectors = self.users(tables, rows), self.candidates(tables)[rows.targets - 1], rows.targets
+        users = self.users(tables, rows)
+        vectors = users, self._candidates(tables, users)[rows.targets - 1], rows.targets
         batches = zip(*(v.split(size) for v in vectors), strict=True)
         return torch.stack([self.in_batch_loss(*batch) for batch in batches]).sum()
+
+    def _candidates(self, tables: Tables, users: Tensor) -> Tensor:
+        """``candidates``, which fit the users."""
+        candidates, n_items = self.candidates(tables), len(tables[0]) - 1
+        assert users.dim() == 2, f"{type(self).__name__}.users: a vector a row is [B, D], found {list(users.shape)}"
+        assert candidates.shape == (n_items, users.shape[1]), (
+            f"{type(self).__name__}.candidates: expected {[n_items, users.shape[1]]}, without the padding, for users "
+            f"{list(users.shape)}, found {list(candidates.shape)}"
+        )
+        return candidates
 
     @property
     def encodes_together(self) -> bool:
@@ -228,6 +240,8 @@ def by_length(encode: Callable[[Rows], Tensor], rows: Rows) -> Tensor:
     Every row's result is the same as in one piece; only padding is saved.
     """
     pieces, parts = zip(*((piece, encode(part)) for piece, part in chunks_by_length(rows)), strict=True)
+    for piece, part in zip(pieces, parts, strict=True):
+        assert len(piece) == len(part), f"encode: something of each of {len(piece)} rows is wanted, found {len(part)}"
     order = torch.cat(pieces)
     back = torch.empty_like(order)
     back[order] = torch.arange(len(order), device=order.device)
@@ -270,9 +284,16 @@ def length_chunks(counts: list[int], chunk_cost: int) -> list[tuple[int, int]]:
 
 
 def model_class(key: str) -> type[System]:
-    """The class behind a settings file's ``model`` key: ``System`` subclass in ``mmm4rec.models.<key>``."""
+    """The class behind a settings file's ``model`` key: ``MODEL`` of ``mmm4rec.models.<key>``.
+
+    Raises:
+        UserError: there is none.
+    """
     module = importlib.import_module(f"mmm4rec.models.{key}")
-    return cast(type[System], module.MODEL)
+    model = getattr(module, "MODEL", None)
+    if not (isinstance(model, type) and issubclass(model, System)):
+        raise UserError(f"{module.__file__}: MODEL = <class> is missing, a subclass of mmm4rec.models.base.System")
+    return model
 
 
 def build(key: str, settings: dict[str, Any], catalogue: Catalogue, *, pretraining: bool = False) -> System:

@@ -69,7 +69,10 @@ def text_features(catalogue: Catalogue) -> Tensor:
         UserError: the domain has none.
     """
     if catalogue.text is None:
-        raise UserError("this system reads text, and the domain has no text features; bring `features` that have")
+        raise UserError(
+            "this system reads text, and there are no text features: bring `features` that have, or, of a system of "
+            "your own, let `reads` in its settings file name `text`"
+        )
     return catalogue.text.float()
 
 

@@ -5,14 +5,14 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmm4rec.config import read_system
+from mmm4rec.config import others, read_system
 from mmm4rec.evaluation.metrics import METRICS, per_user
 from mmm4rec.evaluation.significance import bootstrap_interval
 from mmm4rec.io import write_text
 from mmm4rec.reporting.comparison import COMPARISON, against_best, correct, enough_draws, explain, mark, users_of
 from mmm4rec.reporting.notes import bullets, notes, own_settings
 from mmm4rec.reporting.published import Cell, comparable, logged, print_cell, published, slips
-from mmm4rec.reporting.runs import Run, mean_and_spread, others, read_run, require_runs, rounded, to_csv
+from mmm4rec.reporting.runs import Run, mean_and_spread, read_run, require_runs, rounded, to_csv
 
 OURS = {2: "mmm4rec", 3: "mmm4rec_noid", 4: "mmm4rec"}
 TEST_COLUMNS = ("dataset", "metric", *COMPARISON)
@@ -24,6 +24,10 @@ QUOTED = (
     "variants, BSARec, M3Rec and MMSRec look like runs on these features."
 )
 UNKNOWN_USERS = "How many users print's Table IV is about is not said: its items may be others than ours."
+UNTESTED = (
+    "Nothing is tested: {name} or another system to hold it against is no column here. `compare` in the configuration "
+    "names the system that is held against the best other one."
+)
 TITLES = {
     2: "Table II: systems with item ids",
     3: "Table III: systems without item ids",
@@ -33,7 +37,13 @@ COSTS = ("epochs", "best_epoch", "seconds", "seconds_per_epoch", "parameters", "
 
 
 def write_accuracy_table(
-    number: int, runs: Sequence[Path], out: Path, *, systems: Sequence[str], paper: Collection[str] = ()
+    number: int,
+    runs: Sequence[Path],
+    out: Path,
+    *,
+    systems: Sequence[str],
+    paper: Collection[str] = (),
+    compare: str | None = None,
 ) -> None:
     """Write ``tableN.csv`` (wide), ``tableN_runs.csv`` (long, with costs), ``tableN_tests.csv`` and ``tableN.md``.
 
@@ -43,24 +53,27 @@ def write_accuracy_table(
         out: path of ``tableN.csv``.
         systems: columns, in this order.
         paper: for Table IV, the datasets that print may stand beside, see ``comparable``.
+        compare: the system that is held against the best other one; MMM4Rec, in its form of that table, if None or if
+            it is no column.
 
     Raises:
         UserError: a run is missing or not finished.
     """
     table = [read_run(path) for path in runs]
     require_runs(table, systems, out)
-    tests = compare(table, OURS[number])
+    ours = compare if compare and compare in systems else OURS[number]
+    tests = compare_all(table, ours)
     printed = comparable(number, _users(table), paper)
     datasets = list(dict.fromkeys(run["dataset"] for run in table))
     wide = []
     for dataset in datasets:
         for metric in METRICS:
             means = {s: statistics.fmean(_values(table, dataset, s, metric)) for s in systems}
-            wide.append([dataset, metric, *(f"{v:.6f}" for v in means.values()), improvement(means, OURS[number])])
+            wide.append([dataset, metric, *(f"{v:.6f}" for v in means.values()), improvement(means, ours)])
     write_text(out, to_csv(["dataset", "metric", *systems, "improvement"], wide))
     write_text(out.with_name(f"{out.stem}_runs.csv"), _runs_csv(number, table, printed))
     write_text(out.with_name(f"{out.stem}_tests.csv"), to_csv(TEST_COLUMNS, [rounded(test.values()) for test in tests]))
-    write_text(out.with_suffix(".md"), _markdown(number, table, datasets, systems, tests, printed))
+    write_text(out.with_suffix(".md"), _markdown(number, table, datasets, systems, ours, tests, printed))
 
 
 def gain(means: Mapping[str, float], ours: str) -> tuple[float, str] | None:
@@ -69,7 +82,7 @@ def gain(means: Mapping[str, float], ours: str) -> tuple[float, str] | None:
     >>> gain({"sasrec": 0.10, "pop": 0.02, "mmm4rec": 0.08}, "mmm4rec")
     (-20.0, 'sasrec')
     """
-    best = max(others(means), key=means.__getitem__, default=None)
+    best = max(others(means, ours), key=means.__getitem__, default=None)
     if ours not in means or best is None or means[best] <= 0:
         return None
     return 100 * means[ours] / means[best] - 100, best
@@ -85,7 +98,7 @@ def improvement(means: Mapping[str, float], ours: str) -> str:
     return f"{found[0]:.2f}" if found and found[0] > 0 else "-"
 
 
-def compare(table: Sequence[Run], ours: str) -> list[dict[str, Any]]:
+def compare_all(table: Sequence[Run], ours: str) -> list[dict[str, Any]]:
     """Ours against the best other system on every dataset and metric.
 
     Returns:
@@ -95,7 +108,7 @@ def compare(table: Sequence[Run], ours: str) -> list[dict[str, Any]]:
         UserError: two runs rank other users.
     """
     users = users_of(table)
-    draws = enough_draws(len(users), len(others({run["system"] for run in table})))
+    draws = enough_draws(len(users), len(others({run["system"] for run in table}, ours)))
     rows = [
         {"dataset": dataset, "metric": metric, **found}
         for (dataset, metric), systems in users.items()
@@ -135,6 +148,7 @@ def _markdown(
     table: list[Run],
     datasets: list[str],
     systems: Sequence[str],
+    ours: str,
     tests: list[dict[str, Any]],
     printed: Mapping[Cell, float],
 ) -> str:
@@ -152,19 +166,21 @@ def _markdown(
             means = {s: statistics.fmean(v) for s, v in values.items()}
             best = max(means.values())
             cells = [_cell(values[s], best) for s in systems]
-            found = gain(means, OURS[number])
+            found = gain(means, ours)
             better = _percent(found) + marks.get((dataset, metric), "")
             lines.append(f"| {metric} | ours | {' | '.join(cells)} | {better} |")
             print_cells = [print_cell(number, printed, (dataset, s, metric)) for s in systems]
             if any(print_cells):
-                in_print = gain(_of(printed, dataset, metric), OURS[number])
+                in_print = gain(_of(printed, dataset, metric), ours)
                 lines.append(f"| | print | {' | '.join(print_cells)} | {_percent(in_print)} |")
             if (number, dataset, metric) == HEADLINE and _of(printed, dataset, metric):
-                measured = found
+                measured = gain(means, OURS[number])
         lines.append("")
     if tests:
-        differ = f"{read_system(OURS[number]).name} and the best other system differ"
+        differ = f"{read_system(ours).name} and the best other system differ"
         lines += [explain(tests, differ), ""]
+    else:
+        lines += [UNTESTED.format(name=read_system(ours).name), ""]
     lines += own_settings(table)
     if printed and number == HEADLINE[0]:
         below.append(_claim(measured))

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from mmm4rec.config import others
 from mmm4rec.errors import UserError
 from mmm4rec.evaluation.metrics import METRICS, per_user
 from mmm4rec.evaluation.significance import (
@@ -16,7 +17,7 @@ from mmm4rec.evaluation.significance import (
     paired_p_value,
     seed_noise,
 )
-from mmm4rec.reporting.runs import Run, others
+from mmm4rec.reporting.runs import Run
 
 LEVEL = 0.05  # of significance
 DAGGER = "†"
@@ -88,7 +89,7 @@ def against_best(systems: Mapping[str, Seeds], ours: str, *, draws: int = DRAWS)
         ``COMPARISON`` but its last: which is the best other system and of how many, and ``paired_test`` of the two;
         None where there is nothing to compare.
     """
-    rivals = others(systems)
+    rivals = others(systems, ours)
     if ours not in systems or not rivals:
         return None
     best = max(rivals, key=lambda system: float(np.mean(systems[system])))

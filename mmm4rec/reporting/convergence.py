@@ -4,11 +4,11 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
-from mmm4rec.config import read_system
+from mmm4rec.config import others, read_system
 from mmm4rec.io import write_text
 from mmm4rec.reporting.notes import bullets, notes, own_settings
 from mmm4rec.reporting.published import LOGGED, Cell, comparable, print_cell, slips
-from mmm4rec.reporting.runs import Run, devices_line, mean_and_spread, others, read_run, require_runs, to_csv
+from mmm4rec.reporting.runs import Run, devices_line, mean_and_spread, read_run, require_runs, to_csv
 
 #: the table's quantity, and what a run calls it; the paper prints the first two
 QUANTITIES = {
@@ -98,7 +98,7 @@ def _markdown(table: list[Run], systems: Sequence[str]) -> str:
                     lines.append(f"| {label} | {source} | {' | '.join(cells)} |")
                     label = ""
         lines.append("")
-        if dataset in HEADLINE and in_print and others(measured):
+        if dataset in HEADLINE and in_print and others(measured, OURS):
             logged = {cell: LOGGED.get((5, *cell), value) for cell, value in printed.items()}
             by_logs = ratios({s: seconds for (d, s), seconds in _products(logged).items() if d == dataset})
             mended = f" ({_against(by_logs)} by the authors' logs)" if by_logs != in_print else ""
@@ -142,4 +142,4 @@ def _times(values: dict[str, float]) -> dict[str, str]:
 
 def _against(values: dict[str, float]) -> str:
     """Ratios of the other systems, in words."""
-    return ", ".join(f"{values[s]:.1f} times ({read_system(s).name})" for s in others(values))
+    return ", ".join(f"{values[s]:.1f} times ({read_system(s).name})" for s in others(values, OURS))

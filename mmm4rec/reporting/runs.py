@@ -54,11 +54,6 @@ def require_runs(runs: Iterable[Run], systems: Iterable[str], out: Path) -> None
             raise UserError(f"{out}: no finished run of {', '.join(missing)} on {dataset}")
 
 
-def others(systems: Iterable[str]) -> list[str]:
-    """The systems that ours is compared with: all but MMM4Rec and its variants."""
-    return [system for system in systems if not system.startswith("mmm4rec")]
-
-
 def devices_line(used: Iterable[tuple[str, str]]) -> str:
     """Says which device (or devices) what ran on.
 

@@ -84,6 +84,7 @@ def write_sparsity_table(
     out: Path,
     *,
     systems: Sequence[str],
+    compare: str | None = None,
 ) -> None:
     """Write ``sparsity.csv`` (long), ``sparsity_tests.csv`` and ``sparsity.md``.
 
@@ -93,11 +94,13 @@ def write_sparsity_table(
         features: feature files, by the same keys; left empty for domains without.
         out: path of ``sparsity.csv``.
         systems: in this order.
+        compare: the one that is held against the best other of each bin; MMM4Rec if None or if it is none of them.
 
     Raises:
         UserError: a run is missing or not finished, or files do not belong together.
     """
     table = [read_run(path) for path in runs]
+    ours = compare if compare and compare in systems else OURS
     events = {dataset: load_events([folder]) for dataset, folder in domains.items()}
     bins = {dataset: bins_of(its, features.get(dataset)) for dataset, its in events.items()}
     for dataset, its in events.items():
@@ -107,7 +110,7 @@ def write_sparsity_table(
     results = [
         result
         for dataset in domains
-        for result in _measure(dataset, [run for run in table if run["dataset"] == dataset], bins[dataset], draws)
+        for result in _measure(dataset, [run for run in table if run["dataset"] == dataset], bins[dataset], ours, draws)
     ]
     correct([test for result in results for test in result.tests.values()])
 
@@ -124,7 +127,7 @@ def write_sparsity_table(
     ]
     write_text(out, to_csv(COLUMNS, rows))
     write_text(out.with_name(f"{out.stem}_tests.csv"), to_csv(TEST_COLUMNS, tests))
-    write_text(out.with_suffix(".md"), _markdown(table, results, systems, bins))
+    write_text(out.with_suffix(".md"), _markdown(table, results, systems, ours, bins))
 
 
 def bins_of(events: Events, features: Path | None) -> list[Bin]:
@@ -178,7 +181,7 @@ def _check(runs: Sequence[Run], events: Events, dataset: str, systems: Sequence[
             )
 
 
-def _measure(dataset: str, runs: Sequence[Run], bins: Sequence[Bin], draws: int) -> list[Result]:
+def _measure(dataset: str, runs: Sequence[Run], bins: Sequence[Bin], ours: str, draws: int) -> list[Result]:
     """All bins of a dataset; the tests are not corrected for their number yet."""
     values = {metric: systems for (_, metric), systems in users_of(runs).items()}
     results = []
@@ -192,7 +195,7 @@ def _measure(dataset: str, runs: Sequence[Run], bins: Sequence[Bin], draws: int)
             for metric, systems in inside.items()
             for system, seeds in systems.items()
         }
-        tests = {m: found for m, systems in inside.items() if (found := against_best(systems, OURS, draws=draws))}
+        tests = {m: found for m, systems in inside.items() if (found := against_best(systems, ours, draws=draws))}
         results.append(Result(dataset, each.group, each.name, int(each.members.sum()), means, tests))
     return results
 
@@ -207,13 +210,13 @@ def same_users(bins: Sequence[Bin]) -> list[str]:
 
 
 def _markdown(
-    table: list[Run], results: Sequence[Result], systems: Sequence[str], bins: Mapping[str, Sequence[Bin]]
+    table: list[Run], results: Sequence[Result], systems: Sequence[str], ours: str, bins: Mapping[str, Sequence[Bin]]
 ) -> str:
-    ours = read_system(OURS).name
+    name = read_system(ours).name
     lines = ["# Where data is thin: cold items, short histories, missing images", "", NOTE, ""]
     if tests := [test for result in results for test in result.tests.values()]:
         lines += [
-            f"Below the systems: {ours} less the best other system of the bin. {explain(tests, 'the two differ')}",
+            f"Below the systems: {name} less the best other system of the bin. {explain(tests, 'the two differ')}",
             "",
         ]
     for dataset in dict.fromkeys(result.dataset for result in results):
@@ -231,7 +234,7 @@ def _markdown(
             if all(c.tests for c in columns):
                 found = [c.tests[metric] for c in columns]
                 marked = [f"{t['difference']:+.4f}{mark(t)}" for t in found]
-                lines.append(f"| {ours} less the best other | {' | '.join(marked)} |")
+                lines.append(f"| {name} less the best other | {' | '.join(marked)} |")
                 # where no other system ever hits, none of them is the best
                 hit = [c.means[metric, t["other"]] > 0 for t, c in zip(found, columns, strict=True)]
                 which = [read_system(t["other"]).name if hits else "-" for t, hits in zip(found, hit, strict=True)]

@@ -7,10 +7,9 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from mmm4rec.config import read_system
+from mmm4rec.config import others, read_system
 from mmm4rec.io import atomic
 from mmm4rec.reporting.plot import OURS
-from mmm4rec.reporting.runs import others
 from mmm4rec.reporting.sparsity import FEW, FEW_MARK
 
 METRIC = "ndcg@10"
@@ -68,8 +67,8 @@ def colours_of(values: Mapping[str, float]) -> dict[str, str]:
         values: over all users, by system.
     """
     reads = {system: set(read_system(system).reads) for system in values}
-    by_text = [system for system in others(values) if "text" in reads[system]]
-    by_id = [system for system in others(values) if not reads[system] & {"text", "image"}]
+    by_text = [system for system in others(values, "mmm4rec") if "text" in reads[system]]
+    by_id = [system for system in others(values, "mmm4rec") if not reads[system] & {"text", "image"}]
     colours = dict.fromkeys(values, REST) | {system: colour for system, colour in OURS.items() if system in values}
     for group, colour in ((by_id, BEST_BY_ID), (by_text, BEST_BY_TEXT)):
         if group:

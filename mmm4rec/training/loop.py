@@ -213,7 +213,9 @@ def train(
             within = None
             mean_loss = float(total) / len(targets)
             if mean_loss != mean_loss or mean_loss in (float("inf"), float("-inf")):
-                raise UserError(f"the loss is {mean_loss} in epoch {epoch}: lower the learning rate of this system")
+                raise UserError(
+                    f"the loss of {type(system).__name__} is {mean_loss} in epoch {epoch}: lower its learning rate"
+                )
             row = {"epoch": epoch, "loss": mean_loss, "seconds": time.perf_counter() - started}
             score = None
             if validate:
@@ -294,6 +296,11 @@ def train_step(
     ids = None if whole_catalogue else send(events.items_at_hand(torch.cat(tuple(batches)), length), device)
     with autocast(device, precision):
         tables = system.item_tables(ids)
+    wanted = 1 + (system.n_items if ids is None else len(ids))
+    assert [len(t) for t in tables] == [wanted] * len(tables), (
+        f"{type(system).__name__}.item_tables: expected tables of {wanted} rows, the first for the padding, found "
+        f"{[list(t.shape) for t in tables]}"
+    )
     leaves = tuple(_leaf(t) for t in tables)
     total = torch.zeros((), device=device, dtype=torch.float64)
     for targets, size in _groups(events, batches, length, POSITIONS_AT_ONCE[device.type] * system.encodes_together):

@@ -131,6 +131,16 @@ def test_every_trained_parameter_gets_a_gradient_and_no_frozen_one(key, from_scr
 
 
 @pytest.mark.parametrize("key", LEARNING)
+def test_the_loss_of_fine_tuning_is_a_sum_over_the_rows(key):
+    """Which the engine divides by the size of a batch: a mean would be learned from a thousand times less."""
+    system = small(key, perturbed=0.1).eval()
+    system.start_epoch(1)
+    tables = system.item_tables()
+    one, two = (system.finetune_loss(tables, rows(n * [[3, 5, 2, 0, 0, 0]], n * [7])) for n in (1, 2))
+    assert two > 1.3 * one  # a mean of equal rows is that of one; MMSRec's loss takes the rows for each other's rivals
+
+
+@pytest.mark.parametrize("key", LEARNING)
 def test_dropout_is_drawn_where_it_belongs(key, monkeypatch):
     """In training, and nowhere in evaluation: there, equations hold with or without it."""
     rates = {"dropout": 0.3, "embedding_dropout": 0.25, "adaptor_dropout": 0.15, "time_dropout": 0.1}
@@ -154,7 +164,9 @@ def test_dropout_is_drawn_where_it_belongs(key, monkeypatch):
     system.eval().encode(system.item_tables(), BATCH)
     assert +drawn == Counter()
     system.train().encode(system.item_tables(), BATCH)
-    assert +drawn == DRAWS.get(key, DRAWS[read_system(key).model])
+    wanted = DRAWS.get(key, DRAWS.get(read_system(key).model))
+    assert wanted is not None, f"DRAWS above is to say where {key} drops something"
+    assert +drawn == wanted
 
 
 @pytest.mark.parametrize("missing_image", ["zero", "mask"])
@@ -237,7 +249,8 @@ def test_no_state_knows_of_a_later_event(key):
     The last layer computes the last position alone, so that users tell nothing of how the layers below look at them.
     """
     length = 5  # no width and no other number of the small systems, so that it tells the states from all else
-    system = small(key, perturbed=0.3, layers=2).eval()
+    layers = {"layers": 2} if "layers" in small_settings(key) else {}
+    system = small(key, perturbed=0.3, **layers).eval()
     system.start_epoch(1)
     states = []
 

@@ -95,6 +95,24 @@ def test_no_improvement_is_a_dash(tmp_path):
     assert {row["improvement"] for row in read(tmp_path / "t.csv")} == {"-"}
 
 
+def test_another_system_than_mmm4rec_is_compared_where_it_is_asked_for(tmp_path):
+    values = {"pop": 0.1, "sasrec": 0.2, "tim4rec": 0.3, "mmm4rec": 0.4}
+    runs = [write_run(tmp_path, system, 1, value) for system, value in values.items()]
+    for compared, number, said in (("tim4rec", 2, "-25.00"), (None, 2, "33.33"), ("tim4rec_t", 2, "33.33")):
+        accuracy.write_accuracy_table(number, runs, tmp_path / "t.csv", systems=list(values), compare=compared)
+        tests = read(tmp_path / "t_tests.csv")
+        system, other = ("tim4rec", "mmm4rec") if compared == "tim4rec" else ("mmm4rec", "tim4rec")
+        assert {(row["system"], row["other"]) for row in tests} == {(system, other)}
+        assert f"| {said}" in (tmp_path / "t.md").read_text()
+
+
+def test_a_table_without_a_comparison_says_how_to_have_one(tmp_path):
+    runs = [write_run(tmp_path, system, 1, 0.1) for system in ("pop", "sasrec")]
+    accuracy.write_accuracy_table(2, runs, tmp_path / "t.csv", systems=["pop", "sasrec"])
+    text = (tmp_path / "t.md").read_text()
+    assert "Nothing is tested: MMM4Rec or another system to hold it against is no column here. `compare`" in text
+
+
 def test_several_datasets_keep_their_own_columns(tmp_path):
     runs = [write_run(tmp_path, "sasrec", 1, 0.2), write_run(tmp_path, "sasrec", 1, 0.3, dataset="my_shop")]
     accuracy.write_accuracy_table(2, runs, tmp_path / "t.csv", systems=["sasrec"])

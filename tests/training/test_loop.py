@@ -247,7 +247,7 @@ def test_a_diverging_loss_is_one_sentence(events):
     system = fresh(events)
     with torch.no_grad():
         system.item.weight[1] = float("nan")
-    with pytest.raises(UserError, match="lower the learning rate"):
+    with pytest.raises(UserError, match="the loss of SASRec is nan in epoch 1: lower its learning rate"):
         run(system, events, stage())
 
 

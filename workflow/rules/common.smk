@@ -376,9 +376,16 @@ def table_params(wildcards):
     settings = {"version": VERSIONS["tables"], "systems": table_systems(CONFIG, number)}
     if number == 4:  # whose users print does not say
         settings["paper"] = [name for name in CONFIG.targets if paper_domain(CONFIG, name) == name]
+    if number in (2, 3, 4):
+        settings |= compared()
     return json.dumps(settings)
+
+
+def compared():
+    """The system that tables hold against the best other one, where it is not the paper's: no param for the others."""
+    return {"compare": CONFIG.compare} if CONFIG.compare else {}
 
 
 def sparsity_params(wildcards):
     """Settings of the sparsity table, as JSON."""
-    return json.dumps({"version": VERSIONS["tables"], "systems": table_systems(CONFIG, 2, 3)})
+    return json.dumps({"version": VERSIONS["tables"], "systems": table_systems(CONFIG, 2, 3)} | compared())
