@@ -73,7 +73,9 @@ def write_truncation_figure(runs: Sequence[Path], out: Path) -> None:
             axis.lines[-1].set_label(read_system(system).name)
         # as in the tables, print stands beside ours only where the users are the same
         _finish(axis, dataset, metric, lengths, PRINTED.get(dataset) if users in published_users(dataset) else None)
-    seen = f"The last {', '.join(map(str, lengths))} items of every history."
+    every = lengths == list(range(lengths[0], lengths[-1] + 1)) and len(lengths) > 2
+    counts = f"{lengths[0]} to {lengths[-1]}" if every else ", ".join(map(str, lengths))
+    seen = f"The last {counts} items of every history."
     write_below(figure, {dataset: [seen, *notes(table, dataset)]})
     write_png(out.with_suffix(".png"), figure)
 
