@@ -205,11 +205,12 @@ def _claim(measured: tuple[float, str] | None) -> str:
     number, dataset, metric = HEADLINE
     in_print = gain(_of(published(number), dataset, metric), OURS[number])
     assert in_print, HEADLINE
-    here = f"{measured[0]:+.2f} % (over {read_system(measured[1]).name})" if measured else "nothing on these data"
+    here = "Not measured here"
+    if measured:
+        here = f"Measured here: {measured[0]:+.2f} % (over {read_system(measured[1]).name})"
     return (
         f"The paper puts forward {read_system(OURS[number]).name}'s gain over the best other system in {metric} on "
-        f"{dataset}: {in_print[0]:+.2f} % by print's own table (over {read_system(in_print[1]).name}). Measured here: "
-        f"{here}."
+        f"{dataset}: {in_print[0]:+.2f} % by print's own table (over {read_system(in_print[1]).name}). {here}."
     )
 
 
