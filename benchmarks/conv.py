@@ -4,9 +4,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.padded import causal_conv
 from benchmarks.roofline import Work, best, measure_rates
 from benchmarks.table import Row
 from mmm4rec.nn.conv import CausalConv, ShiftedSums, convolve
@@ -42,9 +42,7 @@ def rows(size: str, device: str) -> Iterator[Row]:
 def torch_conv(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, ...]:
     """The same by PyTorch's own convolution, a group a channel, under autograd."""
     z, *mixed, delta = x.split(PARTS, -1)
-    padded = F.pad(torch.cat(mixed, -1).transpose(1, 2), (K - 1, 0))
-    y = F.silu(F.conv1d(padded, weight[:, None], bias, groups=CHANNELS)).transpose(1, 2)
-    return z, *y.split(PARTS[CONVOLVED], -1), delta
+    return z, *causal_conv(torch.cat(mixed, -1), weight, bias).split(PARTS[CONVOLVED], -1), delta
 
 
 def in_form(form: Any) -> Convolution:

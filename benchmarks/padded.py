@@ -107,8 +107,11 @@ def _heads(heads: SSDHeads, x: Tensor, dt: Tensor, B: Tensor, C: Tensor, z: Tens
     return cast(Tensor, heads.out(heads.norm(y.transpose(1, 2).flatten(2), z)))
 
 
+def causal_conv(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """`mmm4rec.nn.conv.CausalConv` of x [B, L, C] by torch's own convolution, channels first, a group a channel."""
+    padded = F.pad(x.transpose(1, 2), (weight.shape[1] - 1, 0))
+    return F.silu(F.conv1d(padded, weight[:, None], bias, groups=len(weight))).transpose(1, 2)
+
+
 def _conv(conv: CausalConv, x: Tensor) -> Tensor:
-    """The causal convolution of x [B, L, C] by torch's own, channels first."""
-    width = conv.weight.shape[1]
-    padded = F.pad(x.transpose(1, 2), (width - 1, 0))
-    return F.silu(F.conv1d(padded, conv.weight[:, None], conv.bias, groups=x.shape[2])).transpose(1, 2)
+    return causal_conv(x, conv.weight, conv.bias)

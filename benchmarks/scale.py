@@ -2,8 +2,6 @@
 
 import tempfile
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 
 import torch
@@ -11,7 +9,7 @@ import torch.distributed as dist
 
 from benchmarks.roofline import best, measure_rates, profile
 from benchmarks.steps import Step
-from benchmarks.table import Row, as_in_training, held
+from benchmarks.table import Row, held, processes
 from mmm4rec.planning.measure import invent
 from mmm4rec.training.distributed import divide_rows
 
@@ -23,61 +21,54 @@ def rows(size: str, device: str) -> Iterator[Row]:
     """One process, then twice as many as long as there are devices; on a CPU one and two."""
     domain, batches = SIZES[size]
     alone = 0.0
-    for processes in counts(2 if device == "cpu" else torch.cuda.device_count()):
-        n_rows, seconds, memory, limit, spent = together(processes, domain, batches, device)
+    for number in counts(2 if device == "cpu" else torch.cuda.device_count()):
+        n_rows, seconds, memory, limit, spent = together(number, domain, batches, device)
         remark = f"{n_rows} rows of {domain}; memory: of one process; {spent}"
-        if processes == 1:
+        if number == 1:
             alone = seconds
             yield Row("pretrain step", 1, "processes", seconds, "roofline", limit, memory, remark)
         else:
             against = "one process over their number"
-            yield Row("pretrain step", processes, "processes", seconds, against, alone / processes, memory, remark)
+            yield Row("pretrain step", number, "processes", seconds, against, alone / number, memory, remark)
 
 
 def counts(most: int) -> list[int]:
-    """Powers of two.
-
-    >>> counts(6)
-    [1, 2, 4]
-    """
+    """Powers of two."""
     return [2**k for k in range(most.bit_length())]
 
 
-def together(processes: int, domain: str, batches: int | None, device: str) -> tuple[int, float, float, float, str]:
-    """What ``measure`` gives in the first of some processes that train together."""
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        ProcessPoolExecutor(processes, get_context("spawn"), as_in_training) as pool,
-    ):
+def together(number: int, domain: str, batches: int | None, device: str) -> tuple[int, float, float, float, str]:
+    """What ``measure`` gives in the first of ``number`` processes that train together."""
+    with tempfile.TemporaryDirectory() as folder, processes(number) as pool:
         meeting = Path(folder) / "meeting"
-        ranks = [pool.submit(measure, k, processes, meeting, domain, batches, device) for k in range(processes)]
+        ranks = [pool.submit(measure, k, number, meeting, domain, batches, device) for k in range(number)]
         first, *_ = [rank.result() for rank in ranks]
         return first
 
 
 def measure(
-    rank: int, processes: int, meeting: Path, domain: str, batches: int | None, device: str
+    rank: int, number: int, meeting: Path, domain: str, batches: int | None, device: str
 ) -> tuple[int, float, float, float, str]:
     """Rows, seconds and MiB of an optimiser step, the least seconds of one on one device, and what it is spent on.
 
     Args:
         rank: which of the processes this is.
-        processes: how many there are.
+        number: how many there are.
         meeting: a file, not there yet, by which they find each other.
         domain: of the paper, whose size the data have.
         batches: of a step; None for the paper's.
         device: ``cpu`` or ``cuda``.
     """
     where = torch.device(device, rank) if device == "cuda" else torch.device(device)
-    if processes > 1:
+    if number > 1:
         backend = "nccl" if device == "cuda" else "gloo"
-        dist.init_process_group(backend, init_method=meeting.as_uri(), rank=rank, world_size=processes)
+        dist.init_process_group(backend, init_method=meeting.as_uri(), rank=rank, world_size=number)
     step = Step(invent("mmm4rec", "pretrain", domain, where), batches)
-    limit = step.work().seconds(measure_rates(where)) if processes == 1 else 0.0
+    limit = step.work().seconds(measure_rates(where)) if number == 1 else 0.0
     divide_rows(step.subject.system, seed=0)
     seconds, memory = held(lambda: best(step, where, 3), device)
     spent = profile(step, where)
-    if processes > 1:
+    if number > 1:
         dist.barrier()
         dist.destroy_process_group()
     return len(step.rows), seconds, memory, limit, spent

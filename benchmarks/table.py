@@ -105,8 +105,13 @@ def _time(seconds: float) -> str:
 
 def apart(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """Call a function in a process of its own, as a training is one."""
-    with ProcessPoolExecutor(1, get_context("spawn"), as_in_training) as process:
+    with processes(1) as process:
         return process.submit(function, *args, **kwargs).result()
+
+
+def processes(number: int) -> ProcessPoolExecutor:
+    """Fresh processes, set up as a training is."""
+    return ProcessPoolExecutor(number, get_context("spawn"), as_in_training)
 
 
 def as_in_training() -> None:

@@ -105,6 +105,10 @@ def test_the_convolution_of_pytorch_gives_the_same():
         torch.testing.assert_close(ours, theirs)
 
 
+def test_processes_are_doubled_as_long_as_there_are_devices():
+    assert [scale.counts(devices) for devices in (1, 2, 6)] == [[1], [1, 2], [1, 2, 4]]
+
+
 @pytest.mark.slow
 def test_two_processes_are_measured_against_one():
     one, two = scale.rows("quick", "cpu")
