@@ -182,9 +182,8 @@ def _markdown(
     else:
         lines += [UNTESTED.format(name=read_system(ours).name), ""]
     lines += own_settings(table)
-    if printed and number == HEADLINE[0]:
-        below.append(_claim(measured))
     if printed:
+        below += [_claim(measured)] * (number == HEADLINE[0])
         below += [OVER_ALL, QUOTED if number in (2, 3) else UNKNOWN_USERS]
     below += slips(number, printed, systems)
     lines += [line for text in below for line in (text, "")]
