@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import cast
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -11,9 +12,10 @@ from benchmarks.padded import padded_loss, plain
 from benchmarks.roofline import best, measure_rates, profile
 from benchmarks.steps import Step
 from benchmarks.table import Row, apart, held
-from mmm4rec.models.base import Rows, System, Tables
+from mmm4rec.models.base import Batches, Rows, System, Tables
 from mmm4rec.models.mmm4rec import MMM4Rec
 from mmm4rec.planning.measure import Subject, invent
+from mmm4rec.training import loop
 
 DOMAINS = {"quick": ("scientific",), "full": ("scientific", "office")}
 PRETRAINING = {"quick": ("office",), "full": ("office", "kindle")}
@@ -53,12 +55,17 @@ def measure_padded(domain: str, batches: int | None, device: str) -> tuple[int, 
 
 
 class PaddedStep(Step):
-    """The step with `benchmarks.padded`: same rows and optimiser, equal weights."""
+    """The step with `benchmarks.padded`: same rows and optimiser, equal weights; batch after batch."""
 
     def __init__(self, subject: Subject, batches: int | None) -> None:
         super().__init__(replace(subject, system=plain(cast(MMM4Rec, subject.system))), batches)
         self.loss = _padded
 
+    def __call__(self) -> Tensor:
+        """Take one."""
+        with mock.patch.dict(loop.POSITIONS_AT_ONCE, cpu=0, cuda=0):
+            return super().__call__()
 
-def _padded(system: System, tables: Tables, rows: Rows, batch_size: int) -> Tensor:
+
+def _padded(system: System, tables: Tables, rows: Rows, batches: Batches) -> Tensor:
     return padded_loss(cast(MMM4Rec, system), rows)

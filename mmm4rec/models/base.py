@@ -95,6 +95,23 @@ class Rows:
         )
 
 
+@dataclass(frozen=True)
+class Batches:
+    """Which batches, of equal size, the rows of a call are from: some of each one's, batch by batch.
+
+    Attributes:
+        size: rows of a whole batch.
+        counts: of each of the K batches, how many of its rows are there.
+        places: [R] int64 where in its batch each row stands.
+        targets: [K * size] int64 rows of the item tables: the targets of the whole batches.
+    """
+
+    size: int
+    counts: list[int]
+    places: Tensor
+    targets: Tensor
+
+
 Tables = tuple[Tensor, ...]
 
 
@@ -185,21 +202,30 @@ class System(nn.Module):
 
     def pretrain_loss(self, tables: Tables, rows: Rows) -> Tensor:
         """Mean over the rows of a batch of the loss of pre-training."""
-        return self.in_batch_losses(tables, rows, len(rows.targets))
+        size = len(rows.targets)
+        places = torch.arange(size, device=rows.targets.device)
+        return self.in_batch_losses(tables, rows, Batches(size, [size], places, rows.targets))
 
-    def in_batch_loss(self, users: Tensor, candidates: Tensor, targets: Tensor) -> Tensor:
-        """Mean over users [B, D] of the cross-entropy over their targets [B], whose vectors are ``candidates`` [B, D].
+    def in_batch_loss(self, users: Tensor, candidates: Tensor, targets: Tensor, places: Tensor) -> Tensor:
+        """Sum over users of the cross-entropy over a batch's targets; duplicates of a target are masked out.
 
-        Duplicates of a target are masked out.
+        Args:
+            users: [R, D], of some rows of the batch.
+            candidates: [B, D], the vectors of its targets.
+            targets: [B], which tell duplicates.
+            places: [R] int64, where in the batch each user's row stands.
         """
-        return in_batch_cross_entropy(users, candidates, targets)
+        return in_batch_cross_entropy(users, candidates, targets, "masked", places, "sum")
 
-    def in_batch_losses(self, tables: Tables, rows: Rows, size: int) -> Tensor:
-        """Sum over batches of ``size`` rows, of which ``rows`` consist, of each one's ``in_batch_loss``."""
+    def in_batch_losses(self, tables: Tables, rows: Rows, batches: Batches) -> Tensor:
+        """Sum over the rows of each one's ``in_batch_loss``, divided by the batch size."""
         users = self.users(tables, rows)
-        vectors = users, self._candidates(tables, users)[rows.targets - 1], rows.targets
-        batches = zip(*(v.split(size) for v in vectors), strict=True)
-        return torch.stack([self.in_batch_loss(*batch) for batch in batches]).sum()
+        candidates = self._candidates(tables, users)[batches.targets - 1]
+        of_rows = (v.split(batches.counts) for v in (users, batches.places))
+        of_batches = (v.split(batches.size) for v in (candidates, batches.targets))
+        each = zip(*of_rows, *of_batches, strict=True)
+        losses = [self.in_batch_loss(u, vectors, targets, places) for u, places, vectors, targets in each]
+        return torch.stack(losses).sum() / batches.size
 
     def _candidates(self, tables: Tables, users: Tensor) -> Tensor:
         """``candidates``, which fit the users."""

@@ -246,9 +246,9 @@ class MMM4Rec(System):
             return super().catalogue_loss(tables, users, targets)
         return full_cross_entropy(users, tables[2], targets, reduction="sum")
 
-    def in_batch_loss(self, users: Tensor, candidates: Tensor, targets: Tensor) -> Tensor:
-        """Mean over the users of the cross-entropy over the batch's targets (eq. 20)."""
-        return in_batch_cross_entropy(users, candidates, targets, self.settings.duplicates)
+    def in_batch_loss(self, users: Tensor, candidates: Tensor, targets: Tensor, places: Tensor) -> Tensor:
+        """Sum over the users of the cross-entropy over the batch's targets (eq. 20)."""
+        return in_batch_cross_entropy(users, candidates, targets, self.settings.duplicates, places, "sum")
 
     def carried_over(self, name: str) -> bool:
         """Everything but the modality bias, which belongs to one catalogue's ids."""

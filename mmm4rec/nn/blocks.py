@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from mmm4rec.nn.conv import CausalConv
 from mmm4rec.nn.dropout import Dropout
+from mmm4rec.nn.gated_norm import GatedRMSNorm
 from mmm4rec.nn.initialise import step_bias
 from mmm4rec.nn.ssd import Method, ssd, ssd_last
 from mmm4rec.nn.time_signal import NextTime, TimeFactor, TimeMask
@@ -41,20 +42,6 @@ class FeedForward(nn.Module):
     def forward(self, v: Tensor) -> Tensor:
         """[..., width] to the same."""
         return self.norm(v + self.drop(self.out(self.drop(self.activation(self.inner(v))))))
-
-
-class GatedRMSNorm(nn.Module):
-    """RMSNorm(y * SiLU(z)): the gate before the norm, one norm over all channels, a weight and no bias."""
-
-    def __init__(self, width: int, eps: float) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(width))
-        self.eps = eps
-
-    def forward(self, y: Tensor, z: Tensor) -> Tensor:
-        """[..., width] both."""
-        gated = y * F.silu(z)
-        return F.rms_norm(gated, self.weight.shape, self.weight.to(gated.dtype), self.eps)
 
 
 class StepSize(nn.Module):
@@ -191,7 +178,7 @@ class TiSSD(nn.Module):
         Returns:
             [B, L, d], with ``last`` [B, d]; and T_next [B, H, L'] (None without time or ``next_signal``).
         """
-        z, x, B, C, delta = self.conv.split(self.project(u), self.parts, slice(1, 4))
+        z, x, B, C, delta = self.conv.split_projected(u, self.project, self.parts, slice(1, 4))
         factor = None if signal is None else self.factor(signal)
         dt = self.heads.step(delta, factor, mask)
         if last is not None:
@@ -235,12 +222,13 @@ class TiCoSSD(nn.Module):
         Returns:
             [B, L, d]; with ``last`` [B, d].
         """
-        x, B, delta = self.conv_value.split(self.project_value(value), self.parts, slice(2))
+        x, B, delta = self.conv_value.split_projected(value, self.project_value, self.parts, slice(2))
         dt = self.heads.step(delta, None if signal is None else self.factor(signal), mask)
         if last is None:
             C = self.conv_query(self.project_query(query))
             return self.heads(x, dt, B, C, self.project_gate(query + value))
-        window = last[:, None] + torch.arange(1 - self.conv_width, 1, device=last.device)
+        width = min(self.conv_width, query.shape[1])
+        window = last[:, None] + torch.arange(1 - width, 1, device=last.device)
         rows = torch.arange(len(last), device=last.device)[:, None]
         asked = self.project_query(query[rows, window.clamp(min=0)])
         C = self.conv_query.last(asked.masked_fill((window < 0)[..., None], 0))  # zeros before the first position

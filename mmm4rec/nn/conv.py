@@ -1,7 +1,8 @@
 """Causal depthwise convolution with SiLU, as in Mamba."""
 
 from collections.abc import Sequence
-from typing import Any
+from itertools import accumulate
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -9,8 +10,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from mmm4rec.nn import triton_support
-
-CACHED = 2**18  # numbers that a cache of a processor holds
+from mmm4rec.nn.blockwise import blocks_of, plain_cpu
 
 
 class CausalConv(nn.Module):
@@ -39,9 +39,23 @@ class CausalConv(nn.Module):
         fused = kernels is not None and kernels.fits(x, self.weight) and kernels.starts(x, self.weight, self.bias)
         return convolve(x, self.weight, self.bias, parts, convolved, kernels if fused else ShiftedSums)
 
+    def split_projected(
+        self, u: Tensor, project: nn.Linear, parts: Sequence[int], convolved: slice
+    ) -> tuple[Tensor, ...]:
+        """``split`` of project(u) for u [B, L, D].
+
+        On a CPU each part has a product of its own, forward and back, so that nothing is gathered or copied, and the
+        map's bias is added within the convolution.
+        """
+        if plain_cpu(u):
+            bias, weights = project.bias, (self.weight, self.bias)
+            outputs: tuple[Tensor, ...] = _ProjectedSplit.apply(u, project.weight, bias, *weights, parts, convolved)
+            return outputs
+        return self.split(project(u), parts, convolved)
+
     def last(self, window: Tensor) -> Tensor:
-        """The result [B, C] at one position, from the K positions [B, K, C] that end there."""
-        return F.silu((window * self.weight.T).sum(1) + self.bias)
+        """The result [B, C] at one position, from the last K positions up to it, or all of fewer: [B, K, C]."""
+        return F.silu((window * self.weight.T[-window.shape[1] :]).sum(1) + self.bias)
 
 
 def convolve(
@@ -57,8 +71,7 @@ class _Split(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, parts: tuple[int, ...], convolved: slice, form: Any
     ) -> tuple[Tensor, ...]:
-        start = sum(parts[: convolved.start or 0])
-        ctx.channels = slice(start, start + len(bias))
+        ctx.channels, _ = _channels(parts, convolved)
         y, saved = form.forward(x[..., ctx.channels], weight, bias)
         ctx.save_for_backward(*saved)
         ctx.parts, ctx.convolved, ctx.form = parts, convolved, form
@@ -78,6 +91,55 @@ class _Split(torch.autograd.Function):
         return grad, *of_weights, None, None, None
 
 
+class _ProjectedSplit(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        u: Tensor,
+        map_weight: Tensor,
+        map_bias: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        parts: Sequence[int],
+        convolved: slice,
+    ) -> tuple[Tensor, ...]:
+        flat = u.reshape(-1, u.shape[-1])
+        ctx.parts, ctx.convolved, ctx.shape = tuple(parts), convolved, u.shape
+        ctx.channels, others = _channels(ctx.parts, convolved)
+        x = (flat @ map_weight[ctx.channels].T).view(*u.shape[:2], -1)
+        y, saved = ShiftedSums.forward(x, weight, bias, map_bias[ctx.channels])
+        ctx.save_for_backward(flat, map_weight, *saved)
+        outputs: list[Tensor | None] = [None] * len(parts)
+        outputs[convolved] = y.split(ctx.parts[convolved], -1)
+        for part, of_part in others.items():
+            outputs[part] = torch.addmm(map_bias[of_part], flat, map_weight[of_part].T).view(*u.shape[:2], -1)
+        return tuple(cast("list[Tensor]", outputs))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        flat, map_weight, *saved = ctx.saved_tensors
+        grad_map, grad_bias = torch.empty_like(map_weight), map_weight.new_empty(len(map_weight))
+        grad_x = torch.empty_like(saved[0])
+        *of_weights, grad_bias[ctx.channels] = ShiftedSums.backward(saved, grads[ctx.convolved], grad_x)
+        grad_u = grad_x.flatten(0, 1) @ map_weight[ctx.channels]
+        torch.mm(grad_x.flatten(0, 1).T, flat, out=grad_map[ctx.channels])
+        for part, of_part in _channels(ctx.parts, ctx.convolved)[1].items():
+            grad = grads[part].flatten(0, 1)
+            torch.addmm(grad_u, grad, map_weight[of_part], out=grad_u)  # torch's counter knows no addmm_
+            torch.mm(grad.T, flat, out=grad_map[of_part])
+            torch.sum(grad, 0, out=grad_bias[of_part])
+        return grad_u.view(ctx.shape), grad_map, grad_bias, *of_weights, None, None
+
+
+def _channels(parts: Sequence[int], convolved: slice) -> tuple[slice, dict[int, slice]]:
+    """The channels that are convolved, and those of each other part."""
+    ends = list(accumulate(parts))
+    each = {part: slice(end - width, end) for part, (width, end) in enumerate(zip(parts, ends, strict=True))}
+    inside = [each.pop(part) for part in range(len(parts))[convolved]]
+    return slice(inside[0].start, inside[-1].stop), each
+
+
 class ShiftedSums:
     """The convolution as K multiply-adds in place.
 
@@ -86,38 +148,44 @@ class ShiftedSums:
     """
 
     @staticmethod
-    def forward(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Convolve x [B, L, C]: the result, and what ``backward`` needs, x first."""
+    def forward(
+        x: Tensor, weight: Tensor, bias: Tensor, added: Tensor | None = None
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Convolve x [B, L, C], or x + added [C]: the result, and what ``backward`` needs, x first."""
         taps, offset = weight.T.to(x.dtype).contiguous(), bias.to(x.dtype)
         y, out = (x.new_empty(x.shape) for _ in range(2))
-        for some, y_part, out_part in zip(*(v.split(_block(x)) for v in (x, y, out)), strict=True):
+        if added is not None:  # it meets as many taps as there are positions before
+            met = taps.flip(0).cumsum(0)[torch.arange(x.shape[1]).clamp(max=len(taps) - 1)]
+            offset = offset + added * met
+        for some, y_part, out_part in blocks_of(x, y, out):
             torch.addcmul(offset, some, taps[-1], out=y_part)
             for shift in range(1, min(len(taps), x.shape[1])):
                 y_part[:, shift:].addcmul_(some[:, :-shift], taps[-1 - shift])
             torch.ops.aten.silu.out(y_part, out=out_part)
-        return out, (x, taps, y)
+        return out, (x, taps, y) if added is None else (x, taps, y, added)
 
     @staticmethod
-    def backward(saved: tuple[Tensor, ...], grads: Sequence[Tensor], grad_x: Tensor) -> tuple[Tensor, Tensor]:
-        """Write the gradient of x; grads are the result's, in parts of its channels. Gives those of weight and bias."""
-        mixed, taps, y = saved
+    def backward(saved: Sequence[Tensor], grads: Sequence[Tensor], grad_x: Tensor) -> tuple[Tensor, ...]:
+        """Write the gradient of x; grads are the result's, in parts of its channels.
+
+        Gives those of weight, bias and, if there was one, ``added``.
+        """
+        mixed, taps, y, *added = saved
         grad_taps = torch.zeros_like(taps, dtype=torch.promote_types(taps.dtype, torch.float32))
-        grad_bias = torch.zeros_like(grad_taps[0])
+        sums = grad_taps.new_zeros(y.shape[1:])  # of the gradient before SiLU, a position
         widths = [grad.shape[-1] for grad in grads]
-        blocks = (v.split(_block(y)) for v in (mixed, y, grad_x, *grads))
-        for x, y_part, gx, *given in zip(*blocks, strict=True):
+        shifts = range(min(len(taps), y.shape[1]))
+        for x, y_part, gx, *given in blocks_of(mixed, y, grad_x, *grads):
             g = torch.empty_like(y_part)
             for into, y_given, g_given in zip(g.split(widths, -1), y_part.split(widths, -1), given, strict=True):
                 torch.ops.aten.silu_backward.grad_input(g_given, y_given, grad_input=into)
             torch.mul(g, taps[-1], out=gx)
-            grad_bias += g.sum((0, 1))
+            sums += g.sum(0)
             grad_taps[-1] += (g * x).sum((0, 1))
-            for shift in range(1, min(len(taps), x.shape[1])):
+            for shift in shifts[1:]:
                 gx[:, :-shift].addcmul_(g[:, shift:], taps[-1 - shift])
                 grad_taps[-1 - shift] += (g[:, shift:] * x[:, :-shift]).sum((0, 1))
-        return grad_taps.T, grad_bias
-
-
-def _block(x: Tensor) -> int:
-    """Rows of x [B, L, C] to take at a time: on a CPU what its cache holds, for each pass goes over all of them."""
-    return len(x) if x.device.type != "cpu" else max(1, CACHED // max(1, x.shape[1] * x.shape[2]))
+        if not added:
+            return grad_taps.T, sums.sum(0)
+        met = torch.stack([sums[shift:].sum(0) for shift in reversed(range(len(taps)))])  # what each tap met of it
+        return (grad_taps + added[0] * met).T, met[-1], (taps * met).sum(0)

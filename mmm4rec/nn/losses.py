@@ -79,30 +79,41 @@ Duplicates = Literal["masked", "kept", "zero_logit"]
 
 
 def in_batch_cross_entropy(
-    users: Tensor, candidates: Tensor, targets: Tensor, duplicates: Duplicates = "masked"
+    users: Tensor,
+    candidates: Tensor,
+    targets: Tensor,
+    duplicates: Duplicates = "masked",
+    places: Tensor | None = None,
+    reduction: Reduction = "mean",
 ) -> Tensor:
-    """Cross-entropy of each row's target among the targets of the batch; the mean over rows.
+    """Cross-entropy of each row's target among the targets of its batch.
 
     Args:
-        users: [B, D].
-        candidates: [B, D], row b the vector of row b's target.
+        users: [R, D], of some rows of the batch or of all.
+        candidates: [B, D], row b the vector of the batch's b-th target.
         targets: [B] item ids, to tell duplicates.
         duplicates: see ``without_duplicates``.
+        places: [R] int64, where in the batch each user's row stands; None: they are all of its rows.
+        reduction: over the users.
     """
-    logits = without_duplicates(_logits(users, candidates), targets, duplicates)
-    return F.cross_entropy(logits, torch.arange(len(targets), device=targets.device))
+    if places is None:
+        places = torch.arange(len(targets), device=targets.device)
+    logits = without_duplicates(_logits(users, candidates), targets, duplicates, places)
+    return F.cross_entropy(logits, places, reduction=reduction)
 
 
-def without_duplicates(logits: Tensor, targets: Tensor, duplicates: Duplicates) -> Tensor:
-    """Logits [B, B] of a batch's targets [B] for each of its rows, less other occurrences of a row's own target.
+def without_duplicates(logits: Tensor, targets: Tensor, duplicates: Duplicates, places: Tensor | None = None) -> Tensor:
+    """Logits [R, B] of a batch's targets [B] for its rows ``places`` [R], all by default, less a target's duplicates.
 
-    ``masked`` takes them out of the denominator; ``kept`` leaves them in as negatives, as released MMM4Rec does;
-    ``zero_logit`` counts each as a negative of score 0, as UniSRec and VQRec do.
+    These are other occurrences of the row's own target. ``masked`` takes them out of the denominator; ``kept`` leaves
+    them in as negatives, as released MMM4Rec does; ``zero_logit`` counts each as a negative of score 0, as UniSRec and
+    VQRec do.
     """
     if duplicates == "kept":
         return logits
-    same = targets[:, None] == targets[None, :]
-    same.fill_diagonal_(False)
+    if places is None:
+        places = torch.arange(len(targets), device=targets.device)
+    same = (targets[places, None] == targets).scatter(1, places[:, None], False)
     return logits.masked_fill(same, 0 if duplicates == "zero_logit" else -torch.inf)
 
 

@@ -12,11 +12,12 @@ computed in float32 at least and as sums of terms of one sign, so nothing cancel
 """
 
 from types import ModuleType
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from mmm4rec.errors import UserError
 from mmm4rec.nn import triton_support
@@ -63,10 +64,57 @@ def ssd_reference(x: Tensor, dt: Tensor, a: Tensor, B: Tensor, C: Tensor, skip: 
 def ssd_quadratic(x: Tensor, dt: Tensor, a: Tensor, B: Tensor, C: Tensor, skip: Tensor | None = None) -> Tensor:
     """The unrolled form: one [l, l] matrix a head, O(l^2)."""
     dt = _at_least_float32(dt)
-    mixing = (C.transpose(1, 2) @ B.permute(0, 2, 3, 1)) * _decay_matrix(dt * a) * dt.transpose(1, 2)[:, :, None]
-    if skip is not None:
-        mixing = mixing + torch.diag_embed(skip.expand(dt.shape).transpose(1, 2))
-    return (mixing.to(x.dtype) @ x.transpose(1, 2)).transpose(1, 2)
+    weights = _decay_matrix(dt * a) * dt.transpose(1, 2)[:, :, None]
+    diagonal = weights.new_zeros(()) if skip is None else skip
+    with torch.autocast(x.device.type, enabled=False):
+        y: Tensor = _Mix.apply(x, B, C, weights, diagonal.expand(dt.shape))
+    return y
+
+
+class _Mix(torch.autograd.Function):
+    """y = ((C B^T) * W + diag(D)) x for every row and head, W [b, h, l, l] and D [b, l, h]; result [b, l, h, p].
+
+    With M the matrix that x is multiplied with and g the gradient of y,
+
+        dM = g x^T,    dx = M^T g,    dW = dM * (C B^T),    dC = (dM * W) B,    dB = (dM * W)^T C.
+
+    Written out, since autograd gives the gradient of B with the positions innermost, where all that is done with it
+    goes over memory in long strides; and a row of one position needs no product of matrices.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, B: Tensor, C: Tensor, weights: Tensor, diagonal: Tensor) -> Tensor:
+        x, B, C = (v.transpose(1, 2).contiguous() for v in (x, B, C))
+        scores = _inner(C, B)
+        mixing = scores * weights
+        mixing.diagonal(dim1=-2, dim2=-1).add_(diagonal.transpose(1, 2))
+        mixing = mixing.to(x.dtype)
+        ctx.save_for_backward(x, B, C, weights, scores, mixing)
+        return _apply(mixing, x).transpose(1, 2)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
+        x, B, C, weights, scores, mixing = ctx.saved_tensors
+        grad = grad.transpose(1, 2).contiguous()
+        of_mixing = _inner(grad, x).to(weights.dtype)
+        of_scores = of_mixing * weights
+        if B.shape[1] < x.shape[1]:  # shared by all heads
+            of_scores = of_scores.sum(1, keepdim=True)
+        of_scores = of_scores.to(B.dtype)
+        grads = _apply(mixing.mT, grad), _apply(of_scores.mT, C), _apply(of_scores, B)
+        diagonal = of_mixing.diagonal(dim1=-2, dim2=-1)
+        return *(v.transpose(1, 2) for v in grads), of_mixing * scores, diagonal.transpose(1, 2)
+
+
+def _inner(a: Tensor, b: Tensor) -> Tensor:
+    """Products of every position of a with every one of b, [..., l, n] both: [..., l, l]."""
+    return (a * b).sum(-1, keepdim=True) if a.shape[-2] == 1 else a @ b.mT
+
+
+def _apply(matrix: Tensor, v: Tensor) -> Tensor:
+    """[..., l, l] times [..., l, n]."""
+    return matrix * v if v.shape[-2] == 1 else matrix @ v
 
 
 def ssd_chunked(

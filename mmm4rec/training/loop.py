@@ -17,7 +17,7 @@ from torch import Tensor
 from mmm4rec.config import StageSettings
 from mmm4rec.errors import UserError
 from mmm4rec.io import atomic
-from mmm4rec.models.base import Rows, System, Tables
+from mmm4rec.models.base import Batches, Rows, System, Tables
 from mmm4rec.training.data import Events, send
 from mmm4rec.training.distributed import average_gradients, divide_rows, is_main, ranks, require_same_epoch
 
@@ -30,24 +30,25 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 }
 SAVE_SECONDS = 60.0  # training state is written at most this often, and at the very end
 
-#: positions of batches of one step that are encoded together: so few alone leave a GPU waiting for the next kernel. A
-#: processor is busy with those of one batch, and keeps less in memory.
-POSITIONS_AT_ONCE = {"cpu": 0, "cuda": 2**16}
-
-#: of (system, tables, rows, size): the sum, over batches of ``size`` rows, of each one's mean loss
-Loss = Callable[[System, Tables, Rows, int], Tensor]
+#: positions of rows of one step that are encoded together: few alone leave a GPU waiting for the next kernel, and many
+#: fill a processor's memory
+POSITIONS_AT_ONCE = {"cpu": 2**12, "cuda": 2**16}
 
 
-def finetune_loss(system: System, tables: Tables, rows: Rows, size: int) -> Tensor:
+#: of (system, tables, rows, batches): the sum over the rows of a group of the loss, each divided by its batch's size
+Loss = Callable[[System, Tables, Rows, Batches], Tensor]
+
+
+def finetune_loss(system: System, tables: Tables, rows: Rows, batches: Batches) -> Tensor:
     """The loss on a target."""
-    return system.finetune_loss(tables, rows) / size
+    return system.finetune_loss(tables, rows) / batches.size
 
 
-def pretrain_loss(system: System, tables: Tables, rows: Rows, size: int) -> Tensor:
+def pretrain_loss(system: System, tables: Tables, rows: Rows, batches: Batches) -> Tensor:
     """The loss of pre-training, and of a first stage on the target."""
-    if len(rows.targets) <= size:
+    if len(batches.counts) == 1:
         return system.pretrain_loss(tables, rows)
-    return system.in_batch_losses(tables, rows, size)
+    return system.in_batch_losses(tables, rows, batches)
 
 
 @dataclass
@@ -303,14 +304,16 @@ def train_step(
     )
     leaves = tuple(_leaf(t) for t in tables)
     total = torch.zeros((), device=device, dtype=torch.float64)
-    for targets, size in _groups(events, batches, length, POSITIONS_AT_ONCE[device.type] * system.encodes_together):
+    most = POSITIONS_AT_ONCE[device.type] if system.encodes_together else 0
+    for targets, group in _groups(events, batches, length, most):
         rows = events.batch(targets, length, time=time_aware, target_time=system.target_time_in_row)
+        group = replace(group, places=send(group.places, device), targets=events.items[send(group.targets, device)])
         if ids is not None:
-            rows = _renumber(rows, ids)
+            rows, group = _renumber(rows, ids), replace(group, targets=_number(group.targets, ids))
         with autocast(device, precision):
-            value = loss(system, leaves, rows, size)
+            value = loss(system, leaves, rows, group)
         value.backward()
-        total += value.detach() * size
+        total += value.detach() * group.size
     reached = [(t, leaf.grad) for t, leaf in zip(tables, leaves, strict=True) if leaf.grad is not None]
     if reached:
         torch.autograd.backward([t for t, _ in reached], [g.to(t.dtype) for t, g in reached])
@@ -323,21 +326,30 @@ def train_step(
     return total
 
 
-def _groups(events: Events, batches: Sequence[Tensor], max_length: int, most: int) -> list[tuple[Tensor, int]]:
-    """Batches that are encoded together, ``most`` positions in all: the targets of a group, and how many a batch has.
+def _groups(events: Events, batches: Sequence[Tensor], max_length: int, most: int) -> Iterator[tuple[Tensor, Batches]]:
+    """Rows of a step that are encoded together: event indices [R], and of which batches they are.
 
-    A batch of another size, the short rest of an epoch, is a group of its own, and so is one that does not fit.
+    Rows of similar length go together, about ``most`` positions of them, whatever their batch: there is little to pad
+    then, and little to start. There are as many groups as batches at most; 0: every batch is one. The short rest of an
+    epoch, a batch of another size, goes by itself. Event indices stand for the batches' targets.
     """
-    groups: list[list[Tensor]] = []
-    positions = 0
-    for batch in batches:
-        more = int(events.lengths(batch, max_length).sum())
-        positions += more
-        if not groups or len(batch) != len(groups[-1][0]) or positions > most:
-            groups.append([])
-            positions = more
-        groups[-1].append(batch)
-    return [(torch.cat(group), len(group[0])) for group in groups]
+    for size in dict.fromkeys(map(len, batches)):
+        some = [batch for batch in batches if len(batch) == size]
+        if not most or len(some) == 1:
+            yield from ((batch, Batches(size, [size], torch.arange(size), batch)) for batch in some)
+            continue
+        rows = torch.cat(some)
+        lengths = events.lengths(rows, max_length)
+        shortest_first = lengths.argsort(stable=True)
+        position = lengths[shortest_first].cumsum(0) - 1  # of each row's last one, among all
+        n_positions = int(position[-1]) + 1
+        n = min(-(-n_positions // most), len(some))
+        group = torch.empty_like(lengths)
+        group[shortest_first] = position * n // n_positions
+        for k in range(n):
+            index = (group == k).nonzero()[:, 0]  # batch by batch: those of a group are of any length
+            counts = (index // size).bincount(minlength=len(some)).tolist()
+            yield rows[index], Batches(size, counts, index % size, rows)
 
 
 def _leaf(table: Tensor) -> Tensor:
@@ -351,7 +363,12 @@ def _leaf(table: Tensor) -> Tensor:
 def _renumber(rows: Rows, ids: Tensor) -> Rows:
     """The same rows with items as rows of tables made for ``ids`` (sorted)."""
     items = torch.where(rows.items > 0, torch.searchsorted(ids, rows.items) + 1, 0)
-    return replace(rows, items=items, targets=torch.searchsorted(ids, rows.targets) + 1)
+    return replace(rows, items=items, targets=_number(rows.targets, ids))
+
+
+def _number(items: Tensor, ids: Tensor) -> Tensor:
+    """Rows of tables made for ``ids`` (sorted), of items that are among them."""
+    return torch.searchsorted(ids, items) + 1
 
 
 def _weights(system: System) -> dict[str, Tensor]:

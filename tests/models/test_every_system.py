@@ -15,7 +15,7 @@ from mmm4rec.models.base import Catalogue, build, model_class
 from mmm4rec.nn.dropout import Dropout
 from mmm4rec.training.data import load_events
 from mmm4rec.training.finetune import freeze
-from mmm4rec.training.loop import History, train
+from mmm4rec.training.loop import History, finetune_loss, train
 from mmm4rec.training.run import read_weights, write_run
 
 BATCH = rows([[3, 4, 5, 6, 7, 8], [1, 2, 3, 9, 0, 0], [11, 12, 10, 0, 0, 0]], [9, 10, 1])
@@ -334,7 +334,7 @@ def test_overfits_a_toy_set(key, make_domain):
     stage = StageSettings(optimizer="adam", learning_rate=0.005, batch_size=16, epochs=80)
     reads = read_system(key).reads
     train(
-        system, events, events.all_rows(), stage, lambda s, t, r, n: s.finetune_loss(t, r) / n,
+        system, events, events.all_rows(), stage, finetune_loss,
         seed=0, time_aware="time" in reads, whole_catalogue=True,
     )  # fmt: skip
     assert rank_targets(system, events, events.test_rows(), time="time" in reads).tolist() == [1] * 9

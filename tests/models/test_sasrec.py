@@ -6,7 +6,7 @@ from mmm4rec.errors import UserError
 from mmm4rec.evaluation.ranking import rank_targets
 from mmm4rec.models.base import Catalogue, Rows, build
 from mmm4rec.training.data import load_events
-from mmm4rec.training.loop import train
+from mmm4rec.training.loop import finetune_loss, train
 
 SMALL = {"hidden_size": 16, "inner_size": 32, "layers": 2, "heads": 2, "dropout": 0.1, "max_length": 5}
 
@@ -65,7 +65,7 @@ def test_overfits_a_toy_set(make_domain):
     system = build("sasrec", SMALL | {"dropout": 0.0}, Catalogue(events.n_items))
     stage = StageSettings(optimizer="adam", learning_rate=0.01, batch_size=16, epochs=60)
     train(
-        system, events, events.all_rows(), stage, lambda s, t, r, n: s.finetune_loss(t, r) / n,
+        system, events, events.all_rows(), stage, finetune_loss,
         seed=0, time_aware=False, whole_catalogue=True,
     )  # fmt: skip
     assert rank_targets(system, events, events.test_rows()).tolist() == [1] * 9

@@ -11,7 +11,7 @@ from mmm4rec.models.base import Catalogue
 from mmm4rec.models.vqrec import item_codes, one_to_one, sinkhorn
 from mmm4rec.training.data import load_events
 from mmm4rec.training.finetune import freeze
-from mmm4rec.training.loop import History, train
+from mmm4rec.training.loop import History, finetune_loss, train
 from mmm4rec.training.run import read_weights, write_run
 
 BATCH = rows([[3, 4, 5, 6, 7, 8], [1, 2, 3, 9, 0, 0], [11, 12, 10, 0, 0, 0]], [9, 10, 9])
@@ -243,7 +243,7 @@ def events(make_domain):
 def run(system, events, epochs=4, validate=lambda: {"ndcg@10": 0.0}, **options):
     stage = StageSettings(optimizer="adam", learning_rate=0.01, batch_size=16, epochs=epochs)
     return train(
-        system, events, events.train_rows(), stage, lambda s, t, r, n: s.finetune_loss(t, r) / n,
+        system, events, events.train_rows(), stage, finetune_loss,
         seed=5, time_aware=False, whole_catalogue=True, validate=validate, **options,
     )  # fmt: skip
 

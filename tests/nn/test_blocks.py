@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mmm4rec.nn.blocks import FeedForward, GatedRMSNorm, SSDSizes, StepSize, TiCoSSD, TiSSD
+from mmm4rec.nn.blocks import FeedForward, SSDSizes, StepSize, TiCoSSD, TiSSD
 from mmm4rec.nn.ssd import ssd_reference
 from mmm4rec.nn.time_signal import TimeMask
 
@@ -21,14 +21,6 @@ def test_feed_forward() -> None:
     inner = F.hardswish(v @ ffn.inner.weight.T + ffn.inner.bias)
     wanted = F.layer_norm(v + inner @ ffn.out.weight.T + ffn.out.bias, (5,), eps=1e-12)
     torch.testing.assert_close(ffn(v), wanted)
-
-
-def test_gate_comes_before_the_norm() -> None:
-    norm = GatedRMSNorm(2, 1e-12)
-    y, z = torch.tensor([3.0, 4.0]), torch.tensor([1.0, -1.0])
-    gated = [3 * 0.7310586, -4 * 0.2689414]
-    length = ((gated[0] ** 2 + gated[1] ** 2) / 2) ** 0.5
-    torch.testing.assert_close(norm(y, z), torch.tensor(gated) / length)
 
 
 def test_step_size_starts_between_1e_3_and_1e_1_and_unknown_times_count_as_factor_1() -> None:

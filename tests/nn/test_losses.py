@@ -38,6 +38,18 @@ def test_masked_duplicates_get_no_gradient_from_each_other():
     assert torch.equal(candidates.grad, torch.zeros(2, 4))
 
 
+@pytest.mark.parametrize("duplicates", ["masked", "kept", "zero_logit"])
+def test_some_rows_of_a_batch_have_the_losses_that_they_have_among_all(duplicates):
+    torch.manual_seed(0)
+    users, candidates, targets = torch.randn(5, 4), torch.randn(5, 4), torch.tensor([7, 8, 7, 9, 8])
+    whole = in_batch_cross_entropy(users, candidates, targets, duplicates, reduction="sum")
+    parts = [
+        in_batch_cross_entropy(users[some], candidates, targets, duplicates, some, "sum")
+        for some in (torch.tensor([3, 0]), torch.tensor([], dtype=torch.int64), torch.tensor([1, 2, 4]))
+    ]
+    torch.testing.assert_close(sum(parts), whole)
+
+
 @pytest.mark.parametrize("with_torch_s", [True, False], ids=["torch's", "own"])
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 @pytest.mark.parametrize(("rows", "items", "width"), [(1, 1, 3), (5, 7, 2), (130, 40, 8), (300, 9, 1)])

@@ -17,7 +17,7 @@ from mmm4rec.features.embed import embed
 from mmm4rec.features.encoder import fetch_encoder
 from mmm4rec.models.base import Catalogue, build
 from mmm4rec.training.data import Events, load_catalogue, load_events
-from mmm4rec.training.loop import train
+from mmm4rec.training.loop import finetune_loss, train
 
 ROOT = Path(__file__).parents[2]
 CONFIG = load_config(ROOT / "config.yaml", ROOT / "config" / "demo.yaml")
@@ -50,7 +50,7 @@ def ndcg(events: Events, catalogue: Catalogue, **changes: object) -> float:
     torch.manual_seed(0)
     system = build("mmm4rec", settings, catalogue)
     train(
-        system, events, events.train_rows(), stage, lambda m, t, r, n: m.finetune_loss(t, r) / n,
+        system, events, events.train_rows(), stage, finetune_loss,
         seed=0, time_aware=True, whole_catalogue=True,
     )  # fmt: skip
     return summarise(rank_targets(system, events, events.test_rows(), time=True))["ndcg@10"]

@@ -10,7 +10,7 @@ from mmm4rec.models.base import Catalogue, build, length_chunks
 from mmm4rec.nn.losses import full_cross_entropy
 from mmm4rec.training import loop
 from mmm4rec.training.data import load_events
-from mmm4rec.training.loop import History, train
+from mmm4rec.training.loop import History, finetune_loss, pretrain_loss, train
 
 SASREC = {"hidden_size": 8, "inner_size": 16, "layers": 1, "heads": 2, "dropout": 0.2, "max_length": 6}
 
@@ -31,17 +31,9 @@ def fresh(events, **changes):
     return build("sasrec", SASREC | changes, Catalogue(events.n_items))
 
 
-def row_mean(system, tables, rows, batch_size):
-    return system.finetune_loss(tables, rows) / batch_size
-
-
-def batch_mean(system, tables, rows, batch_size):
-    return system.pretrain_loss(tables, rows)
-
-
 def run(system, events, how, **options):
     options = {"seed": 5, "time_aware": False, "whole_catalogue": True} | options
-    return train(system, events, events.train_rows(), how, row_mean, **options)
+    return train(system, events, events.train_rows(), how, finetune_loss, **options)
 
 
 def test_training_lowers_the_loss(events):
@@ -81,7 +73,7 @@ def test_a_steps_items_only_equal_the_whole_catalogue(events):
             events,
             events.all_rows(),
             stage(epochs=2),
-            batch_mean,
+            pretrain_loss,
             seed=5,
             time_aware=False,
             whole_catalogue=whole,
@@ -137,12 +129,12 @@ def test_a_run_killed_within_an_epoch_goes_on_from_its_last_step(events, tmp_pat
     monkeypatch.setattr(type(whole), "start_epoch", lambda system, epoch: begun.append(epoch))
     taken = 0
 
-    def killed(system, tables, rows, batch_size):
+    def killed(system, tables, rows, batches):
         nonlocal taken
         if taken == steps_taken:
             raise KeyboardInterrupt
         taken += 1
-        return row_mean(system, tables, rows, batch_size)
+        return finetune_loss(system, tables, rows, batches)
 
     options = {"seed": 5, "time_aware": False, "whole_catalogue": True, "state_dir": tmp_path, "save_seconds": 0.0}
     with pytest.raises(KeyboardInterrupt):
@@ -153,7 +145,7 @@ def test_a_run_killed_within_an_epoch_goes_on_from_its_last_step(events, tmp_pat
 
     def counted(*args):
         calls.append(args)
-        return row_mean(*args)
+        return finetune_loss(*args)
 
     history = train(resumed, events, events.train_rows(), how, counted, **options)
     assert len(calls) == 4 * 10 - steps_taken
@@ -189,9 +181,9 @@ def test_gradients_of_all_batches_are_summed_in_float32(events):
     """In mixed precision a table may be of half precision, whose sums lose the small ones."""
     seen = []
 
-    def loss(system, tables, rows, batch_size):
+    def loss(system, tables, rows, batches):
         seen.extend(table.dtype for table in tables)
-        return row_mean(system, tables, rows, batch_size)
+        return finetune_loss(system, tables, rows, batches)
 
     system = fresh(events)
     halves = system.item_tables

@@ -81,15 +81,31 @@ def test_vectors_that_a_loss_makes_itself_get_their_gradients(events, key):
     torch.testing.assert_close(gathered, direct, rtol=1e-4, atol=1e-5)
 
 
-def test_as_many_batches_go_together_as_their_positions_allow(events):
-    rows = events.all_rows()
-    batches = [rows[:4], rows[4:8], rows[8:12], rows[12:15]]
-    positions = [int(events.batch(batch, 6).lengths.sum()) for batch in batches]
-    for most, sizes in ((sum(positions), [12, 3]), (sum(positions[:2]), [8, 4, 3]), (0, [4, 4, 4, 3])):
-        groups = loop._groups(events, batches, 6, most)
-        assert [len(targets) for targets, _ in groups] == sizes
-        assert [size for _, size in groups] == [4] * (len(groups) - 1) + [3]
-        assert torch.equal(torch.cat([targets for targets, _ in groups]), rows[:15])
+def test_rows_of_similar_length_go_together_whatever_their_batch(events):
+    rows = events.all_rows()[torch.randperm(15)]
+    batches = [rows[:4], rows[4:8], rows[8:12], rows[12:]]
+    lengths = events.lengths(rows[:12], 6)
+    for most, n in ((int(lengths.sum()), 1), (int(lengths.sum()) - 1, 2), (1, 3)):
+        *groups, (rest, alone) = loop._groups(events, batches, 6, most)
+        assert len(groups) == n
+        assert torch.equal(rest, rows[12:])
+        assert (alone.size, alone.counts, alone.places.tolist()) == (3, [3], [0, 1, 2])
+        assert sorted(torch.cat([some for some, _ in groups]).tolist()) == sorted(rows[:12].tolist())
+        longest = [events.lengths(some, 6).max() for some, _ in groups]
+        assert all(low <= events.lengths(some, 6).min() for low, (some, _) in zip(longest, groups[1:], strict=False))
+        for some, group in groups:
+            assert group.size == 4
+            assert torch.equal(group.targets, rows[:12])
+            number = torch.arange(3).repeat_interleave(torch.tensor(group.counts))
+            assert torch.equal(rows[number * 4 + group.places], some)
+
+
+def test_without_a_limit_every_batch_goes_by_itself(events):
+    batches = events.all_rows()[:15].split(4)
+    for (some, group), batch in zip(loop._groups(events, batches, 6, 0), batches, strict=True):
+        assert torch.equal(some, batch)
+        assert torch.equal(group.targets, batch)
+        assert group.counts == [len(batch)]
 
 
 @pytest.mark.parametrize(("key", "stage"), [case for case in TRAINED if case not in WAITING])
