@@ -8,10 +8,14 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 Reduction = Literal["mean", "sum"]
+Duplicates = Literal["masked", "kept", "zero_logit"]
+
+SCORE_OF_DUPLICATES = {"masked": -torch.inf, "zero_logit": 0.0}
 
 #: scores held at a time: 128 MiB in float32, and on a processor no more rows of them than its caches like
 SCORES_AT_ONCE = 2**25
 ROWS_AT_ONCE = {"cpu": 128}
+IN_BATCH_AT_ONCE = {"cpu": 2**19}  # of the scores over a batch's targets
 
 
 def full_cross_entropy(users: Tensor, candidates: Tensor, targets: Tensor, reduction: Reduction = "mean") -> Tensor:
@@ -42,27 +46,44 @@ def _by_rows(users: Tensor, candidates: Tensor, targets: Tensor, reduction: Redu
         loss: Tensor = F.linear_cross_entropy(users, candidates, targets, reduction=reduction, options=options)
         return loss
     learns = torch.is_grad_enabled() and (users.requires_grad or candidates.requires_grad)
-    loss = _RowsAtATime.apply(users, candidates, targets, max(1, at_once // 2), learns)  # scores are held twice
+    at_once = max(1, at_once // 2)  # scores are held twice
+    loss = _RowsAtATime.apply(users, candidates, targets, at_once, learns, None, "kept")
     return loss / len(users) if reduction == "mean" else loss
 
 
 class _RowsAtATime(torch.autograd.Function):
-    """Sum of cross-entropies for a torch without ``linear_cross_entropy``.
+    """Sum of cross-entropies, for a torch without ``linear_cross_entropy`` and where duplicates count otherwise.
 
     As there, gradients are made on the way forward: scores need not be computed again, nor gradients be held twice.
+    ``items`` [N], of the candidates, tell duplicates.
     """
 
     @staticmethod
-    def forward(ctx: Any, users: Tensor, candidates: Tensor, targets: Tensor, at_once: int, learns: bool) -> Tensor:
+    def forward(
+        ctx: Any,
+        users: Tensor,
+        candidates: Tensor,
+        targets: Tensor,
+        at_once: int,
+        learns: bool,
+        items: Tensor | None,
+        duplicates: Duplicates,
+    ) -> Tensor:
         loss = users.new_zeros(())
         grad_users, grad_candidates = (torch.zeros_like(x) if learns else x[:0] for x in (users, candidates))
         for start in range(0, len(users), at_once):
             u, t = users[start : start + at_once], targets[start : start + at_once, None]
-            scores = (u @ candidates.T).log_softmax(1)
+            scores = u @ candidates.T
+            same = None if items is None or duplicates == "kept" else _duplicates(items, t[:, 0])
+            if same is not None:
+                scores.masked_fill_(same, SCORE_OF_DUPLICATES[duplicates])
+            scores = scores.log_softmax(1)
             loss -= scores.gather(1, t).sum()
             if learns:
                 p = scores.exp_()
                 p.scatter_add_(1, t, -torch.ones_like(p[:, :1]))
+                if same is not None:
+                    p.masked_fill_(same, 0)  # a score of 0 is nobody's
                 grad_users[start : start + at_once] = p @ candidates
                 torch.addmm(grad_candidates, p.T, u, out=grad_candidates)  # torch's counter knows no addmm_
         ctx.save_for_backward(grad_users, grad_candidates)
@@ -72,10 +93,7 @@ class _RowsAtATime(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         grad_users, grad_candidates = ctx.saved_tensors
-        return grad_users.mul_(grad), grad_candidates.mul_(grad), None, None, None
-
-
-Duplicates = Literal["masked", "kept", "zero_logit"]
+        return grad_users.mul_(grad), grad_candidates.mul_(grad), None, None, None, None, None
 
 
 def in_batch_cross_entropy(
@@ -86,7 +104,7 @@ def in_batch_cross_entropy(
     places: Tensor | None = None,
     reduction: Reduction = "mean",
 ) -> Tensor:
-    """Cross-entropy of each row's target among the targets of its batch.
+    """Cross-entropy of each row's target among the targets of its batch, computed as ``full_cross_entropy``.
 
     Args:
         users: [R, D], of some rows of the batch or of all.
@@ -98,8 +116,14 @@ def in_batch_cross_entropy(
     """
     if places is None:
         places = torch.arange(len(targets), device=targets.device)
-    logits = without_duplicates(_logits(users, candidates), targets, duplicates, places)
-    return F.cross_entropy(logits, places, reduction=reduction)
+    learns = torch.is_grad_enabled() and (users.requires_grad or candidates.requires_grad)
+    most = IN_BATCH_AT_ONCE.get(users.device.type, SCORES_AT_ONCE)
+    at_once = max(1, most // max(1, len(candidates)))
+    fine = torch.promote_types(torch.promote_types(users.dtype, candidates.dtype), torch.float32)
+    with torch.autocast(users.device.type, enabled=False):
+        vectors = users.to(fine), candidates.to(fine)
+        loss: Tensor = _RowsAtATime.apply(*vectors, places, at_once, learns, targets, duplicates)
+    return loss / len(users) if reduction == "mean" else loss
 
 
 def without_duplicates(logits: Tensor, targets: Tensor, duplicates: Duplicates, places: Tensor | None = None) -> Tensor:
@@ -111,10 +135,13 @@ def without_duplicates(logits: Tensor, targets: Tensor, duplicates: Duplicates, 
     """
     if duplicates == "kept":
         return logits
-    if places is None:
-        places = torch.arange(len(targets), device=targets.device)
-    same = (targets[places, None] == targets).scatter(1, places[:, None], False)
-    return logits.masked_fill(same, 0 if duplicates == "zero_logit" else -torch.inf)
+    same = _duplicates(targets, torch.arange(len(targets), device=targets.device))
+    return logits.masked_fill(same, SCORE_OF_DUPLICATES[duplicates])
+
+
+def _duplicates(targets: Tensor, places: Tensor) -> Tensor:
+    """Where targets [B] of a batch are those of its rows ``places`` [R] once more: [R, B]."""
+    return (targets[places, None] == targets).scatter(1, places[:, None], False)
 
 
 def _logits(users: Tensor, candidates: Tensor) -> Tensor:

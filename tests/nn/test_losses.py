@@ -50,6 +50,20 @@ def test_some_rows_of_a_batch_have_the_losses_that_they_have_among_all(duplicate
     torch.testing.assert_close(sum(parts), whole)
 
 
+@pytest.mark.parametrize("duplicates", ["masked", "kept", "zero_logit"])
+@pytest.mark.parametrize("scores", [1, 12, 2**19])  # a row at a time, two, all
+def test_in_batch_gradients_are_those_of_all_scores_at_once(monkeypatch, duplicates, scores):
+    torch.manual_seed(0)
+    monkeypatch.setitem(losses.IN_BATCH_AT_ONCE, "cpu", scores)
+    vectors = [torch.randn(6, 4, dtype=torch.float64, requires_grad=True) for _ in range(2)]
+    targets, places = torch.tensor([7, 8, 7, 9, 8, 7]), torch.tensor([4, 0, 5])
+    found = in_batch_cross_entropy(vectors[0][:3], vectors[1], targets, duplicates, places)
+    logits = losses.without_duplicates(vectors[0][[1, 3, 4, 5, 0, 2]] @ vectors[1].T, targets, duplicates)
+    wanted = F.cross_entropy(logits[places], places)
+    torch.testing.assert_close(found, wanted)
+    torch.testing.assert_close(*(torch.autograd.grad(loss, vectors) for loss in (found, wanted)))
+
+
 @pytest.mark.parametrize("with_torch_s", [True, False], ids=["torch's", "own"])
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 @pytest.mark.parametrize(("rows", "items", "width"), [(1, 1, 3), (5, 7, 2), (130, 40, 8), (300, 9, 1)])
