@@ -224,7 +224,7 @@ class System(nn.Module):
         of_rows = (v.split(batches.counts) for v in (users, batches.places))
         of_batches = (v.split(batches.size) for v in (candidates, batches.targets))
         each = zip(*of_rows, *of_batches, strict=True)
-        losses = [self.in_batch_loss(u, vectors, targets, places) for u, places, vectors, targets in each]
+        losses = [self.in_batch_loss(u, vectors, targets, places) for u, places, vectors, targets in each if len(u)]
         return torch.stack(losses).sum() / batches.size
 
     def _candidates(self, tables: Tables, users: Tensor) -> Tensor:
@@ -241,10 +241,15 @@ class System(nn.Module):
     def encodes_together(self) -> bool:
         """Whether rows of several batches can be encoded as one: no loss takes more of a row than its vector.
 
-        That holds for the losses here, and is not assumed of one that overrides them.
+        That holds for the losses here, and is not assumed of one that overrides them. Rows that are all of one length
+        gain nothing by it.
         """
         own = type(self)
-        return own.finetune_loss is System.finetune_loss and own.pretrain_loss is System.pretrain_loss
+        return (
+            not self.fixed_length
+            and own.finetune_loss is System.finetune_loss
+            and own.pretrain_loss is System.pretrain_loss
+        )
 
     def start_epoch(self, epoch: int) -> None:
         """Called before each epoch (clusters to be redrawn, stages to be switched)."""

@@ -16,5 +16,5 @@ def plain_cpu(x: Tensor) -> bool:
 def blocks_of(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """Rows of tensors of equal length, some at a time: on a CPU as many as its cache holds of the first one."""
     first = tensors[0]
-    rows = len(first) if first.device.type != "cpu" else max(1, CACHED * len(first) // max(1, first.numel()))
+    rows = len(first) if first.device.type != "cpu" else CACHED * len(first) // max(1, first.numel())
     return zip(*(v.split(max(1, rows)) for v in tensors), strict=True)

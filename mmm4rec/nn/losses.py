@@ -15,7 +15,7 @@ SCORE_OF_DUPLICATES = {"masked": -torch.inf, "zero_logit": 0.0}
 #: scores held at a time: 128 MiB in float32, and on a processor no more rows of them than its caches like
 SCORES_AT_ONCE = 2**25
 ROWS_AT_ONCE = {"cpu": 128}
-IN_BATCH_AT_ONCE = {"cpu": 2**19}  # of the scores over a batch's targets
+IN_BATCH_AT_ONCE = {"cpu": 2**20}  # of the scores over a batch's targets
 
 
 def full_cross_entropy(users: Tensor, candidates: Tensor, targets: Tensor, reduction: Reduction = "mean") -> Tensor:
@@ -104,7 +104,9 @@ def in_batch_cross_entropy(
     places: Tensor | None = None,
     reduction: Reduction = "mean",
 ) -> Tensor:
-    """Cross-entropy of each row's target among the targets of its batch, computed as ``full_cross_entropy``.
+    """Cross-entropy of each row's target among the targets of its batch.
+
+    As ``full_cross_entropy``: some rows at a time, in float32 at least, and differentiated once.
 
     Args:
         users: [R, D], of some rows of the batch or of all.
@@ -118,7 +120,7 @@ def in_batch_cross_entropy(
         places = torch.arange(len(targets), device=targets.device)
     learns = torch.is_grad_enabled() and (users.requires_grad or candidates.requires_grad)
     most = IN_BATCH_AT_ONCE.get(users.device.type, SCORES_AT_ONCE)
-    at_once = max(1, most // max(1, len(candidates)))
+    at_once = max(1, most // 2 // max(1, len(candidates)))  # scores are held twice
     fine = torch.promote_types(torch.promote_types(users.dtype, candidates.dtype), torch.float32)
     with torch.autocast(users.device.type, enabled=False):
         vectors = users.to(fine), candidates.to(fine)
@@ -126,12 +128,11 @@ def in_batch_cross_entropy(
     return loss / len(users) if reduction == "mean" else loss
 
 
-def without_duplicates(logits: Tensor, targets: Tensor, duplicates: Duplicates, places: Tensor | None = None) -> Tensor:
-    """Logits [R, B] of a batch's targets [B] for its rows ``places`` [R], all by default, less a target's duplicates.
+def without_duplicates(logits: Tensor, targets: Tensor, duplicates: Duplicates) -> Tensor:
+    """Logits [B, B] of a batch's targets [B] for each of its rows, less other occurrences of a row's own target.
 
-    These are other occurrences of the row's own target. ``masked`` takes them out of the denominator; ``kept`` leaves
-    them in as negatives, as released MMM4Rec does; ``zero_logit`` counts each as a negative of score 0, as UniSRec and
-    VQRec do.
+    ``masked`` takes them out of the denominator; ``kept`` leaves them in as negatives, as released MMM4Rec does;
+    ``zero_logit`` counts each as a negative of score 0, as UniSRec and VQRec do.
     """
     if duplicates == "kept":
         return logits

@@ -39,6 +39,7 @@ def ssd(
     """
     assert x.shape[:3] == dt.shape, (x.shape, dt.shape)
     assert B.shape[2] in (1, x.shape[2]), (x.shape, B.shape)
+    assert x.dtype == B.dtype == C.dtype, (x.dtype, B.dtype, C.dtype)
     if method in ("auto", "fused") and (kernels := _kernels(x.device, required=method == "fused")) is not None:
         fits = kernels.fits(x, dt, B, C)
         if fits and (method == "fused" or kernels.starts(x, dt, a, B, C, skip)):

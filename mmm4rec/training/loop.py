@@ -34,7 +34,6 @@ SAVE_SECONDS = 60.0  # training state is written at most this often, and at the 
 #: fill a processor's memory
 POSITIONS_AT_ONCE = {"cpu": 2**12, "cuda": 2**16}
 
-
 #: of (system, tables, rows, batches): the sum over the rows of a group of the loss, each divided by its batch's size
 Loss = Callable[[System, Tables, Rows, Batches], Tensor]
 
@@ -346,7 +345,7 @@ def _groups(events: Events, batches: Sequence[Tensor], max_length: int, most: in
         n = min(-(-n_positions // most), len(some))
         group = torch.empty_like(lengths)
         group[shortest_first] = position * n // n_positions
-        for k in range(n):
+        for k in group.unique().tolist():  # a row may be longer than a group
             index = (group == k).nonzero()[:, 0]  # batch by batch: those of a group are of any length
             counts = (index // size).bincount(minlength=len(some)).tolist()
             yield rows[index], Batches(size, counts, index % size, rows)

@@ -60,6 +60,19 @@ def test_half_precision_keeps_decays_in_float32(method: str) -> None:
     assert (y.float() - wanted).abs().max() < 0.03 * wanted.abs().max()
 
 
+@pytest.mark.parametrize("groups", [1, 3])
+@pytest.mark.parametrize("length", [1, 7])
+def test_half_precision_gradients_of_the_quadratic_form(length: int, groups: int) -> None:
+    values = [v.detach() for v in inputs(length, dtype=torch.float32, heads=3, groups=groups)]
+    halved = [v.bfloat16().requires_grad_() if k in (0, 3, 4) else v.requires_grad_() for k, v in enumerate(values)]
+    whole = [v.detach().float().requires_grad_() for v in halved]
+    found = torch.autograd.grad(ssd_quadratic(*halved).float().sum(), halved)
+    wanted = torch.autograd.grad(ssd_reference(*whole).sum(), whole)
+    for ours, theirs, leaf in zip(found, wanted, halved, strict=True):
+        assert ours.dtype == leaf.dtype
+        assert (ours.float() - theirs).abs().max() <= 0.05 * theirs.abs().max()
+
+
 def test_gradcheck() -> None:
     values = [v.detach()[:1] if v.dim() > 1 else v.detach() for v in inputs(5, heads=2, groups=2)]
     values = [v.requires_grad_() for v in values]

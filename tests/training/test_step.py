@@ -35,11 +35,11 @@ def events(make_domain):
     return load_events([make_domain(rows, [[1_500_000_000 + 86_400 * k * k for k in range(len(r))] for r in rows])])
 
 
-def step(system, events, stage, batches):
+def step(system, events, stage, batches, precision="32-true"):
     """Loss and gradients of one."""
     optimizer = Mock(param_groups=[{"params": list(system.parameters())}])
     loss = finetune_loss if stage == "finetune" else pretrain_loss
-    how = {"max_grad_norm": None, "time_aware": True, "whole_catalogue": stage != "pretrain", "precision": "32-true"}
+    how = {"max_grad_norm": None, "time_aware": True, "whole_catalogue": stage != "pretrain", "precision": precision}
     total = train_step(system, events, batches, optimizer, loss, **how)
     return total, {name: p.grad for name, p in system.named_parameters()}
 
@@ -62,6 +62,19 @@ def test_batches_encoded_together_have_the_losses_and_gradients_of_each_alone(ev
         # the losses are of single precision, their sum is of double
         torch.testing.assert_close(total.float(), results[0][0].float())
         torch.testing.assert_close(gradients, results[0][1], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "finetune"])
+def test_groups_in_mixed_precision(events, monkeypatch, stage):
+    batches = events.all_rows()[torch.randperm(len(events.all_rows()))].split(16)
+    totals = []
+    for positions in (0, 120):
+        monkeypatch.setitem(loop.POSITIONS_AT_ONCE, "cpu", positions)
+        system = small(
+            "mmm4rec", catalogue(events.n_items), pretraining=stage == "pretrain", perturbed=0.1, dropout=0.0
+        )
+        totals.append(step(system.train(), events, stage, batches, "bf16-mixed")[0])
+    torch.testing.assert_close(totals[1], totals[0], rtol=1e-3, atol=0)
 
 
 @pytest.mark.parametrize("key", ["unisrec", "missrec"])
@@ -98,6 +111,14 @@ def test_rows_of_similar_length_go_together_whatever_their_batch(events):
             assert torch.equal(group.targets, rows[:12])
             number = torch.arange(3).repeat_interleave(torch.tensor(group.counts))
             assert torch.equal(rows[number * 4 + group.places], some)
+
+
+def test_a_row_longer_than_a_group_leaves_none_empty(make_domain):
+    events = load_events([make_domain([[k % 12 + 1 for k in range(51)], *[[1, 2]] * 5])])
+    rows = torch.cat([events.all_rows()[49:50], events.all_rows()[50:]])
+    assert events.lengths(rows, 50).tolist() == [50, 1, 1, 1, 1, 1]
+    groups = list(loop._groups(events, rows.split(2), 50, 10))
+    assert [len(some) for some, _ in groups] == [5, 1]
 
 
 def test_without_a_limit_every_batch_goes_by_itself(events):

@@ -13,7 +13,7 @@ from mmm4rec.config import StageSettings
 from mmm4rec.errors import UserError
 from mmm4rec.training.data import load_events
 from mmm4rec.training.distributed import process_group, require_same_epoch
-from mmm4rec.training.loop import OPTIMIZERS, pretrain_loss, train
+from mmm4rec.training.loop import OPTIMIZERS, POSITIONS_AT_ONCE, pretrain_loss, train
 
 #: with random noise and augmented rows (UniSRec, MISSRec), clusters (MISSRec), random codes (VQRec), and without
 SYSTEMS = ["mmm4rec", "unisrec", "missrec", "vqrec", "zesrec"]
@@ -37,7 +37,8 @@ def trained(domain, key, state=None, *, epochs=2, batch_size=16, optimizer="adam
         optimizer=optimizer, learning_rate=0.03, batch_size=batch_size, accumulate=2, epochs=epochs, max_grad_norm=2.5
     )
     options = {"seed": 3, "time_aware": True, "whole_catalogue": False, "state_dir": state, "save_seconds": 0.0}
-    with patch.dict(OPTIMIZERS, adam=torch.optim.SGD):
+    few = patch.dict(POSITIONS_AT_ONCE, cpu=40)  # a step's two batches make two groups
+    with patch.dict(OPTIMIZERS, adam=torch.optim.SGD), few:
         history = train(system, events, events.all_rows(), stage, pretrain_loss, **options)
     return {"losses": [row["loss"] for row in history.epochs], "weights": system.state_dict()}
 
