@@ -12,7 +12,7 @@ from mmm4rec.nn.losses import full_cross_entropy
 
 ROWS, WIDTH = 1024, 256
 SIZES = {"quick": (2_000, 8_000), "full": (4_385, 25_986, 100_000, 1_000_000)}
-PLAIN = 100_000  # items up to which all scores are held at once
+COMPARED = 100_000  # items up to which rivals are measured: one of them holds all scores
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -20,6 +20,17 @@ Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 def plain(users: Tensor, candidates: Tensor, targets: Tensor) -> Tensor:
     """All scores at once."""
     return F.cross_entropy(users @ candidates.T, targets)
+
+
+def pytorchs(users: Tensor, candidates: Tensor, targets: Tensor) -> Tensor:
+    """PyTorch's own without all scores, of 2.12 and newer, with as many rows at once as it chooses."""
+    loss: Tensor = F.linear_cross_entropy(users, candidates, targets, options=torch.nn.LinearCrossEntropyOptions())
+    return loss
+
+
+RIVALS = {"all scores at once": plain} | (
+    {"linear_cross_entropy": pytorchs} if hasattr(F, "linear_cross_entropy") else {}
+)
 
 
 def rows(size: str, device: str) -> Iterator[Row]:
@@ -33,10 +44,10 @@ def rows(size: str, device: str) -> Iterator[Row]:
         seconds, memory = apart(measure, full_cross_entropy, items, device)
         beyond = "memory: what the loss takes beyond users, table and their gradients"
         yield Row("loss and gradients", items, "items", seconds, "roofline", work.seconds(rates), memory, beyond)
-        if items <= PLAIN:
-            rival, beside = apart(measure, plain, items, device)
-            remark = f"all scores at once take {beside:.0f} MiB beyond"
-            yield Row("loss and gradients", items, "items", seconds, "all scores at once", rival, memory, remark)
+        for name, rival in RIVALS.items() if items <= COMPARED else ():
+            its_seconds, beside = apart(measure, rival, items, device)
+            remark = f"{name}: {beside:.0f} MiB beyond"
+            yield Row("loss and gradients", items, "items", seconds, name, its_seconds, memory, remark)
 
 
 def measure(loss: Loss, items: int, device: str) -> tuple[float, float]:

@@ -123,7 +123,7 @@ def test_rows_are_written_and_drawn(tmp_path, monkeypatch):
     monkeypatch.setitem(loss.SIZES, "quick", (50, 90))
     rows = list(loss.rows("quick", "cpu"))
     assert [(row.size, row.against) for row in rows] == [
-        (items, against) for items in (50, 90) for against in ("roofline", "all scores at once")
+        (items, against) for items in (50, 90) for against in ("roofline", *loss.RIVALS)
     ]
     table.write_rows(tmp_path / "loss.csv", rows, "cpu")
     again = table.read_rows(tmp_path / "loss.csv")

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmm4rec.models.base import System, Tables
+from mmm4rec.nn.blockwise import aligned
 from mmm4rec.training.data import Events, send
 
 ROWS_AT_ONCE = 16384  # rows whose user vectors are computed at a time
@@ -79,7 +80,7 @@ def _ranks(
         FloatingPointError: a score is NaN.
     """
     n_items, at_once = len(tables[0]) - 1, ITEMS_AT_ONCE[users.device.type]
-    width = -(-n_items // -(-n_items // at_once))
+    width = min(n_items, aligned(-(-n_items // -(-n_items // at_once))))
     enough = F.pad(users, (0, 0, 0, max(0, FEWEST_USERS - len(users))))
 
     def scores(first: int) -> Tensor:

@@ -1,4 +1,7 @@
-"""Passes over memory a block at a time: on a CPU each finds in the caches what the one before it left there."""
+"""What a CPU's memory asks for: passes over a block at a time, and rows that begin where a vector register does.
+
+Each pass over a block finds in the caches what the one before it left there.
+"""
 
 from collections.abc import Iterator
 
@@ -6,6 +9,7 @@ import torch
 from torch import Tensor
 
 CACHED = 2**18  # numbers that a cache of a processor holds
+REGISTER = 16  # numbers that a vector register holds, of float32
 
 
 def plain_cpu(x: Tensor) -> bool:
@@ -18,3 +22,8 @@ def blocks_of(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     first = tensors[0]
     rows = len(first) if first.device.type != "cpu" else CACHED * len(first) // max(1, first.numel())
     return zip(*(v.split(max(1, rows)) for v in tensors), strict=True)
+
+
+def aligned(width: int) -> int:
+    """The next multiple of a vector register: a product of matrices takes half as long again to write other rows."""
+    return -(-width // REGISTER) * REGISTER

@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from mmm4rec.nn.blockwise import aligned, blocks_of
+
 Reduction = Literal["mean", "sum"]
 Duplicates = Literal["masked", "kept", "zero_logit"]
 
@@ -16,6 +18,7 @@ SCORE_OF_DUPLICATES = {"masked": -torch.inf, "zero_logit": 0.0}
 SCORES_AT_ONCE = 2**25
 ROWS_AT_ONCE = {"cpu": 128}
 IN_BATCH_AT_ONCE = {"cpu": 2**20}  # of the scores over a batch's targets
+OWN_WAY_ON = {"cpu"}  # where PyTorch's linear_cross_entropy, whose scores are not aligned, is the slower one
 
 
 def full_cross_entropy(users: Tensor, candidates: Tensor, targets: Tensor, reduction: Reduction = "mean") -> Tensor:
@@ -41,20 +44,21 @@ def full_cross_entropy(users: Tensor, candidates: Tensor, targets: Tensor, reduc
 def _by_rows(users: Tensor, candidates: Tensor, targets: Tensor, reduction: Reduction) -> Tensor:
     at_once = max(1, SCORES_AT_ONCE // len(candidates))
     at_once = min(at_once, ROWS_AT_ONCE.get(users.device.type, at_once))
-    if hasattr(F, "linear_cross_entropy"):  # torch 2.12 and newer
+    if hasattr(F, "linear_cross_entropy") and users.device.type not in OWN_WAY_ON:  # torch 2.12 and newer
         options = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=at_once)
         loss: Tensor = F.linear_cross_entropy(users, candidates, targets, reduction=reduction, options=options)
         return loss
     learns = torch.is_grad_enabled() and (users.requires_grad or candidates.requires_grad)
-    at_once = max(1, at_once // 2)  # scores are held twice
     loss = _RowsAtATime.apply(users, candidates, targets, at_once, learns, None, "kept")
     return loss / len(users) if reduction == "mean" else loss
 
 
 class _RowsAtATime(torch.autograd.Function):
-    """Sum of cross-entropies, for a torch without ``linear_cross_entropy`` and where duplicates count otherwise.
+    """Sum of cross-entropies, some rows at a time.
 
-    As there, gradients are made on the way forward: scores need not be computed again, nor gradients be held twice.
+    Gradients are made on the way forward: scores need not be computed again, nor gradients be held twice. With e the
+    exponentials of a row's scores s less the largest, m, and z their sum, the loss is m + log z - s_t, and the gradient
+    of the scores is (e - z [j = t]) / z: rows of the products are divided by z, not the scores.
     ``items`` [N], of the candidates, tell duplicates.
     """
 
@@ -69,23 +73,27 @@ class _RowsAtATime(torch.autograd.Function):
         items: Tensor | None,
         duplicates: Duplicates,
     ) -> Tensor:
-        loss = users.new_zeros(())
+        loss, n = users.new_zeros(()), len(candidates)
         grad_users, grad_candidates = (torch.zeros_like(x) if learns else x[:0] for x in (users, candidates))
+        held = users.new_empty(min(at_once, len(users)), aligned(n))[:, :n]
         for start in range(0, len(users), at_once):
             u, t = users[start : start + at_once], targets[start : start + at_once, None]
-            scores = u @ candidates.T
+            scores = torch.mm(u, candidates.T, out=held[: len(u)])
             same = None if items is None or duplicates == "kept" else _duplicates(items, t[:, 0])
             if same is not None:
                 scores.masked_fill_(same, SCORE_OF_DUPLICATES[duplicates])
-            scores = scores.log_softmax(1)
-            loss -= scores.gather(1, t).sum()
+            own = scores.gather(1, t)
+            most, total = torch.empty_like(own), torch.empty_like(own)
+            for some, m, z in blocks_of(scores, most, total):
+                torch.amax(some, 1, keepdim=True, out=m)
+                torch.sum(some.sub_(m).exp_(), 1, keepdim=True, out=z)
+            loss += (most - own + total.log()).sum()
             if learns:
-                p = scores.exp_()
-                p.scatter_add_(1, t, -torch.ones_like(p[:, :1]))
                 if same is not None:
-                    p.masked_fill_(same, 0)  # a score of 0 is nobody's
-                grad_users[start : start + at_once] = p @ candidates
-                torch.addmm(grad_candidates, p.T, u, out=grad_candidates)  # torch's counter knows no addmm_
+                    scores.masked_fill_(same, 0)  # a score of 0 is nobody's
+                scores.scatter_add_(1, t, -total)
+                grad_users[start : start + at_once] = (scores @ candidates).div_(total)
+                torch.addmm(grad_candidates, scores.T, u / total, out=grad_candidates)  # torch counts no addmm_
         ctx.save_for_backward(grad_users, grad_candidates)
         return loss
 
@@ -120,7 +128,7 @@ def in_batch_cross_entropy(
         places = torch.arange(len(targets), device=targets.device)
     learns = torch.is_grad_enabled() and (users.requires_grad or candidates.requires_grad)
     most = IN_BATCH_AT_ONCE.get(users.device.type, SCORES_AT_ONCE)
-    at_once = max(1, most // 2 // max(1, len(candidates)))  # scores are held twice
+    at_once = max(1, most // max(1, len(candidates)))
     fine = torch.promote_types(torch.promote_types(users.dtype, candidates.dtype), torch.float32)
     with torch.autocast(users.device.type, enabled=False):
         vectors = users.to(fine), candidates.to(fine)

@@ -80,7 +80,7 @@ class _Mix(torch.autograd.Function):
         dM = g x^T,    dx = M^T g,    dW = dM * (C B^T),    dC = (dM * W) B,    dB = (dM * W)^T C.
 
     Written out, since autograd gives the gradient of B with the positions innermost, where all that is done with it
-    goes over memory in long strides; and a row of one position needs no product of matrices.
+    goes over memory in long strides; and rows of one or two positions need no product of matrices.
     """
 
     @staticmethod
@@ -115,7 +115,10 @@ def _inner(a: Tensor, b: Tensor) -> Tensor:
 
 def _apply(matrix: Tensor, v: Tensor) -> Tensor:
     """[..., l, l] times [..., l, n]."""
-    return matrix * v if v.shape[-2] == 1 else matrix @ v
+    if v.shape[-2] > 2:
+        return matrix @ v
+    result = matrix[..., :1] * v[..., :1, :]
+    return result if v.shape[-2] == 1 else result.addcmul_(matrix[..., 1:], v[..., 1:, :])
 
 
 def ssd_chunked(
