@@ -99,6 +99,15 @@ def test_convolutions_are_measured_at_every_length(monkeypatch):
     assert all(row.seconds > 0 and row.limit > 0 for row in rows)
 
 
+@pytest.mark.parametrize("rival", loss.RIVALS.values(), ids=loss.RIVALS)
+def test_rivals_of_the_loss_give_the_same(rival):
+    users, table = torch.randn(5, 4, requires_grad=True), torch.randn(9, 4, requires_grad=True)
+    targets = torch.randint(9, (5,))
+    values = [of(users, table, targets) for of in (rival, loss.full_cross_entropy)]
+    torch.testing.assert_close(*values)
+    torch.testing.assert_close(*(torch.autograd.grad(value, (users, table)) for value in values))
+
+
 def test_the_convolution_of_pytorch_gives_the_same():
     inputs = [v.double() for v in conv.invent(3, 7, torch.device("cpu"))]
     for ours, theirs in zip(conv.in_form(conv.ShiftedSums)(*inputs), conv.torch_conv(*inputs), strict=True):
@@ -120,11 +129,12 @@ def test_two_processes_are_measured_against_one():
 
 @pytest.mark.slow
 def test_rows_are_written_and_drawn(tmp_path, monkeypatch):
-    monkeypatch.setitem(loss.SIZES, "quick", (50, 90))
+    monkeypatch.setitem(loss.SIZES, "quick", (50, 90, 130))
+    monkeypatch.setattr(loss, "COMPARED", 90)
     rows = list(loss.rows("quick", "cpu"))
-    assert [(row.size, row.against) for row in rows] == [
-        (items, against) for items in (50, 90) for against in ("roofline", *loss.RIVALS)
-    ]
+    limits = ("roofline", *loss.RIVALS)
+    expected = [(50, against) for against in limits] + [(90, against) for against in limits] + [(130, "roofline")]
+    assert [(row.size, row.against) for row in rows] == expected
     table.write_rows(tmp_path / "loss.csv", rows, "cpu")
     again = table.read_rows(tmp_path / "loss.csv")
     assert [row.what for row in again] == [row.what for row in rows]

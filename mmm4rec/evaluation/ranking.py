@@ -9,7 +9,8 @@ from mmm4rec.nn.blockwise import aligned
 from mmm4rec.training.data import Events, send
 
 ROWS_AT_ONCE = 16384  # rows whose user vectors are computed at a time
-#: users and items whose scores are held at a time: on a processor what its caches hold, on a GPU 128 MiB in float32
+#: users and items whose scores are held at a time: on a processor what its caches hold, on a GPU 128 MiB in float32;
+#: items are multiples of a vector register, see `mmm4rec.nn.blockwise.aligned`
 USERS_AT_ONCE = {"cpu": 512, "cuda": 4096}
 ITEMS_AT_ONCE = {"cpu": 1024, "cuda": 8192}
 FEWEST_USERS = 32  # with fewer, a product of matrices may round the same two vectors otherwise in another column

@@ -25,5 +25,5 @@ def blocks_of(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
 
 
 def aligned(width: int) -> int:
-    """The next multiple of a vector register: a product of matrices takes half as long again to write other rows."""
+    """The next multiple of a vector register: a product with rows of another width takes up to half as long again."""
     return -(-width // REGISTER) * REGISTER

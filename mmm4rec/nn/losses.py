@@ -18,7 +18,7 @@ SCORE_OF_DUPLICATES = {"masked": -torch.inf, "zero_logit": 0.0}
 SCORES_AT_ONCE = 2**25
 ROWS_AT_ONCE = {"cpu": 128}
 IN_BATCH_AT_ONCE = {"cpu": 2**20}  # of the scores over a batch's targets
-OWN_WAY_ON = {"cpu"}  # where PyTorch's linear_cross_entropy, whose scores are not aligned, is the slower one
+OWN_WAY_ON = {"cpu"}  # where PyTorch's linear_cross_entropy, whose scores are not aligned, was measured to be slower
 
 
 def full_cross_entropy(users: Tensor, candidates: Tensor, targets: Tensor, reduction: Reduction = "mean") -> Tensor:
@@ -31,7 +31,7 @@ def full_cross_entropy(users: Tensor, candidates: Tensor, targets: Tensor, reduc
     Args:
         users: [B, D].
         candidates: [N, D].
-        targets: [B] int64 rows of ``candidates``.
+        targets: [B] int64 rows of ``candidates``, none left out.
         reduction: over the B rows.
     """
     if not len(users):
@@ -48,8 +48,7 @@ def _by_rows(users: Tensor, candidates: Tensor, targets: Tensor, reduction: Redu
         options = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=at_once)
         loss: Tensor = F.linear_cross_entropy(users, candidates, targets, reduction=reduction, options=options)
         return loss
-    learns = torch.is_grad_enabled() and (users.requires_grad or candidates.requires_grad)
-    loss = _RowsAtATime.apply(users, candidates, targets, at_once, learns, None, "kept")
+    loss = _RowsAtATime.apply(users, candidates, targets, at_once, torch.is_grad_enabled(), None, "kept")
     return loss / len(users) if reduction == "mean" else loss
 
 
@@ -59,7 +58,7 @@ class _RowsAtATime(torch.autograd.Function):
     Gradients are made on the way forward: scores need not be computed again, nor gradients be held twice. With e the
     exponentials of a row's scores s less the largest, m, and z their sum, the loss is m + log z - s_t, and the gradient
     of the scores is (e - z [j = t]) / z: rows of the products are divided by z, not the scores.
-    ``items`` [N], of the candidates, tell duplicates.
+    ``learns`` tells whether gradients are wanted at all; ``items`` [N], of the candidates, tell duplicates.
     """
 
     @staticmethod
@@ -74,8 +73,11 @@ class _RowsAtATime(torch.autograd.Function):
         duplicates: Duplicates,
     ) -> Tensor:
         loss, n = users.new_zeros(()), len(candidates)
-        grad_users, grad_candidates = (torch.zeros_like(x) if learns else x[:0] for x in (users, candidates))
-        held = users.new_empty(min(at_once, len(users)), aligned(n))[:, :n]
+        wanted = [learns and needed for needed in ctx.needs_input_grad[:2]]
+        grad_users, grad_candidates = (
+            torch.zeros_like(x) if want else None for x, want in zip((users, candidates), wanted, strict=True)
+        )
+        held = users.new_empty(min(at_once, len(users)), aligned(n))[:, :n]  # the scores of some rows, then of others
         for start in range(0, len(users), at_once):
             u, t = users[start : start + at_once], targets[start : start + at_once, None]
             scores = torch.mm(u, candidates.T, out=held[: len(u)])
@@ -83,25 +85,27 @@ class _RowsAtATime(torch.autograd.Function):
             if same is not None:
                 scores.masked_fill_(same, SCORE_OF_DUPLICATES[duplicates])
             own = scores.gather(1, t)
-            most, total = torch.empty_like(own), torch.empty_like(own)
-            for some, m, z in blocks_of(scores, most, total):
+            largest, total = torch.empty_like(own), torch.empty_like(own)
+            for some, m, z in blocks_of(scores, largest, total):
                 torch.amax(some, 1, keepdim=True, out=m)
                 torch.sum(some.sub_(m).exp_(), 1, keepdim=True, out=z)
-            loss += (most - own + total.log()).sum()
-            if learns:
+            loss += (largest - own + total.log()).sum()
+            if any(wanted):
                 if same is not None:
                     scores.masked_fill_(same, 0)  # a score of 0 is nobody's
                 scores.scatter_add_(1, t, -total)
+            if grad_users is not None:
                 grad_users[start : start + at_once] = (scores @ candidates).div_(total)
-                torch.addmm(grad_candidates, scores.T, u / total, out=grad_candidates)  # torch counts no addmm_
+            if grad_candidates is not None:  # torch's counter of operations knows no addmm_
+                torch.addmm(grad_candidates, scores.T, u / total, out=grad_candidates)
         ctx.save_for_backward(grad_users, grad_candidates)
         return loss
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        grad_users, grad_candidates = ctx.saved_tensors
-        return grad_users.mul_(grad), grad_candidates.mul_(grad), None, None, None, None, None
+        of_both = (v if v is None else v.mul_(grad) for v in ctx.saved_tensors)  # in place: they serve once
+        return *of_both, None, None, None, None, None
 
 
 def in_batch_cross_entropy(
@@ -126,13 +130,12 @@ def in_batch_cross_entropy(
     """
     if places is None:
         places = torch.arange(len(targets), device=targets.device)
-    learns = torch.is_grad_enabled() and (users.requires_grad or candidates.requires_grad)
     most = IN_BATCH_AT_ONCE.get(users.device.type, SCORES_AT_ONCE)
     at_once = max(1, most // max(1, len(candidates)))
     fine = torch.promote_types(torch.promote_types(users.dtype, candidates.dtype), torch.float32)
     with torch.autocast(users.device.type, enabled=False):
         vectors = users.to(fine), candidates.to(fine)
-        loss: Tensor = _RowsAtATime.apply(*vectors, places, at_once, learns, targets, duplicates)
+        loss: Tensor = _RowsAtATime.apply(*vectors, places, at_once, torch.is_grad_enabled(), targets, duplicates)
     return loss / len(users) if reduction == "mean" else loss
 
 

@@ -115,7 +115,7 @@ def _inner(a: Tensor, b: Tensor) -> Tensor:
 
 def _apply(matrix: Tensor, v: Tensor) -> Tensor:
     """[..., l, l] times [..., l, n]."""
-    if v.shape[-2] > 2:
+    if v.shape[-2] not in (1, 2):
         return matrix @ v
     result = matrix[..., :1] * v[..., :1, :]
     return result if v.shape[-2] == 1 else result.addcmul_(matrix[..., 1:], v[..., 1:, :])

@@ -5,6 +5,7 @@ from torch import Tensor
 from mmm4rec.evaluation import ranking
 from mmm4rec.evaluation.ranking import rank_targets
 from mmm4rec.models.base import Catalogue, Settings, System
+from mmm4rec.nn import blockwise
 from mmm4rec.training.data import load_events
 
 
@@ -63,7 +64,8 @@ def test_nan_is_an_error(events):
         rank_targets(Table([0.5, float("nan"), 0.1, 0.9, 0.3]), events, events.test_rows())
 
 
-def test_chunks_change_nothing(make_domain, monkeypatch):
+@pytest.mark.parametrize("register", [1, 4])
+def test_chunks_change_nothing(make_domain, monkeypatch, register):
     generator = torch.Generator().manual_seed(0)
     sequences = [torch.randint(1, 30, (n,), generator=generator).tolist() for n in range(3, 40)]
     events = load_events([make_domain(sequences, name="many")])
@@ -75,8 +77,12 @@ def test_chunks_change_nothing(make_domain, monkeypatch):
     monkeypatch.setattr(ranking, "ROWS_AT_ONCE", 17)
     monkeypatch.setitem(ranking.USERS_AT_ONCE, "cpu", 5)
     monkeypatch.setitem(ranking.ITEMS_AT_ONCE, "cpu", 7)
+    monkeypatch.setattr(blockwise, "REGISTER", register)
+    widths, scores = set(), system.scores
+    system.scores = lambda tables, users: widths.add(len(tables[0]) - 1) or scores(tables, users)
     assert torch.equal(rank_targets(system, events, events.test_rows()), whole)
     assert torch.equal(rank_targets(system, events, events.test_rows(), mask_seen=True), masked)
+    assert widths == {{1: 6, 4: 8}[register]}  # of 29 items in 5 blocks
     by_sort = [
         1 + sum(bool(s >= system.values[t]) for i, s in enumerate(system.values[1:], 1) if i != t)
         for t in events.items[events.test_rows()].tolist()

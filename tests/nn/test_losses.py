@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from mmm4rec.nn import losses
+from mmm4rec.nn import blockwise, losses
 from mmm4rec.nn.losses import full_cross_entropy, in_batch_cross_entropy
 
 
@@ -52,8 +52,10 @@ def test_some_rows_of_a_batch_have_the_losses_that_they_have_among_all(duplicate
 
 @pytest.mark.parametrize("duplicates", ["masked", "kept", "zero_logit"])
 @pytest.mark.parametrize("scores", [1, 12, 2**19])  # a row at a time, two, all
-def test_in_batch_gradients_are_those_of_all_scores_at_once(monkeypatch, duplicates, scores):
+@pytest.mark.parametrize("cached", [6, 2**18])  # passes of one row, of all
+def test_in_batch_gradients_are_those_of_all_scores_at_once(monkeypatch, duplicates, scores, cached):
     torch.manual_seed(0)
+    monkeypatch.setattr(blockwise, "CACHED", cached)
     monkeypatch.setitem(losses.IN_BATCH_AT_ONCE, "cpu", scores)
     vectors = [torch.randn(6, 4, dtype=torch.float64, requires_grad=True) for _ in range(2)]
     targets, places = torch.tensor([7, 8, 7, 9, 8, 7]), torch.tensor([4, 0, 5])
@@ -64,16 +66,19 @@ def test_in_batch_gradients_are_those_of_all_scores_at_once(monkeypatch, duplica
     torch.testing.assert_close(*(torch.autograd.grad(loss, vectors) for loss in (found, wanted)))
 
 
-@pytest.mark.parametrize("with_torch_s", [True, False], ids=["torch's", "own"])
+@pytest.mark.parametrize("way", ["torch's", "own", "without torch's"])
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 @pytest.mark.parametrize(("rows", "items", "width"), [(1, 1, 3), (5, 7, 2), (130, 40, 8), (300, 9, 1)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_rows_at_a_time_equal_all_at_once(monkeypatch, with_torch_s, reduction, rows, items, width, dtype):
-    if with_torch_s:
-        if not hasattr(F, "linear_cross_entropy"):
-            pytest.skip("this torch has none")
+def test_rows_at_a_time_equal_all_at_once(monkeypatch, way, reduction, rows, items, width, dtype):
+    if way == "torch's" and not hasattr(F, "linear_cross_entropy"):
+        pytest.skip("this torch has none")
+    if way != "own":  # as on a GPU
         monkeypatch.setattr(losses, "OWN_WAY_ON", set())
+    if way == "without torch's":
+        monkeypatch.delattr(F, "linear_cross_entropy", raising=False)
     monkeypatch.setattr(losses, "SCORES_AT_ONCE", 4 * items + 1)  # four rows at once
+    monkeypatch.setattr(blockwise, "CACHED", 2 * items)  # passes of two
     draw = torch.Generator().manual_seed(0)
     users, candidates = (torch.randn(n, width, generator=draw, dtype=dtype) for n in (rows, items))
     targets = torch.randint(items, (rows,), generator=draw)
@@ -124,6 +129,35 @@ def test_mixed_precision_leaves_the_scores_as_they_are():
     torch.testing.assert_close(
         halves, full_cross_entropy(users.bfloat16().float(), candidates.bfloat16().float(), targets)
     )
+
+
+def test_rows_of_scores_begin_where_a_register_does_and_few_stand_at_once(monkeypatch):
+    monkeypatch.setattr(losses, "SCORES_AT_ONCE", 200)
+    product, made = torch.mm, []
+    monkeypatch.setattr(torch, "mm", lambda *v, out: made.append((out.shape, out.stride())) or product(*v, out=out))
+    full_cross_entropy(torch.randn(9, 8), torch.randn(40, 8), torch.randint(40, (9,)))
+    assert made == [((5, 40), (48, 1)), ((4, 40), (48, 1))]
+    assert [blockwise.aligned(n) for n in (1, 16, 17, 32)] == [16, 16, 32, 32]
+
+
+def test_it_is_differentiated_once():
+    users, candidates = torch.randn(3, 2, requires_grad=True), torch.randn(4, 2, requires_grad=True)
+    loss = full_cross_entropy(users, candidates, torch.tensor([0, 1, 3]))
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError):
+        loss.backward()
+
+
+@pytest.mark.parametrize("learns", [(True, False), (False, True)], ids=["users", "candidates"])
+def test_what_takes_no_gradient_costs_no_product(learns):
+    vectors = [torch.randn(n, 8, requires_grad=needed) for n, needed in zip((9, 40), learns, strict=True)]
+    targets = torch.randint(40, (9,))
+    with FlopCounterMode(display=False) as counter:
+        loss = full_cross_entropy(*vectors, targets)
+        (found,) = torch.autograd.grad(loss, [v for v in vectors if v.requires_grad])
+    assert counter.get_total_flops() == 2 * 2 * 9 * 40 * 8
+    plain = F.cross_entropy(vectors[0] @ vectors[1].T, targets)
+    torch.testing.assert_close(found, *torch.autograd.grad(plain, [v for v in vectors if v.requires_grad]))
 
 
 def test_own_way_takes_three_products(monkeypatch):

@@ -61,7 +61,7 @@ def test_half_precision_keeps_decays_in_float32(method: str) -> None:
 
 
 @pytest.mark.parametrize("groups", [1, 3])
-@pytest.mark.parametrize("length", [1, 7])
+@pytest.mark.parametrize("length", [1, 2, 7])
 def test_half_precision_gradients_of_the_quadratic_form(length: int, groups: int) -> None:
     values = [v.detach() for v in inputs(length, dtype=torch.float32, heads=3, groups=groups)]
     halved = [v.bfloat16().requires_grad_() if k in (0, 3, 4) else v.requires_grad_() for k, v in enumerate(values)]
